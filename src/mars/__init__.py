@@ -1,0 +1,1 @@
+"""MARS: co-scheduling of GPU inference and CPU tools for fleets of LLM agents."""

@@ -1,0 +1,16 @@
+"""What the core asks its shell to do. Each decision says why: users read it."""
+
+import msgspec
+
+from mars.core.ids import SessionId, ToolId
+
+
+class Admit(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: SessionId
+    why: str
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    tool_id: ToolId
+    cores: tuple[int, ...]
+    """CPU numbers the command may run on."""

@@ -1,0 +1,163 @@
+"""The information stream: facts, in the past tense, stamped by whoever saw them.
+
+An event is at once the in-process value, the wire message and the line in the event log.
+Handlers switch on `Event` with `match`, and mypy proves that no case was forgotten.
+
+Who stamps what (each fact has exactly one source):
+
+    gateway       SessionArrived SessionAdmitted CallQueued CallFinished SessionEnded
+    engine        CallStarted CallPreempted CallServed KvHeld KvReleased EngineSampled
+    tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
+
+`at_s` is in seconds on the machine's monotonic clock, which all processes of a machine share.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from mars.core.ids import CallId, SessionId, ToolId
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):
+    at_s: float
+
+
+class SessionArrived(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    rule: str = ""
+    """Which rule of `gateway.identity` named the session."""
+    prompt_bytes: int = 0
+
+
+class SessionAdmitted(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    why: str
+
+
+class CallQueued(Fact, frozen=True, kw_only=True):
+    """A call was handed to the engine."""
+
+    session_id: SessionId
+    call_id: CallId
+    turn: int
+    prompt_bytes: int = 0
+
+
+class CallStarted(Fact, frozen=True, kw_only=True):
+    """The engine gave a call its first memory and tokens (again, after a preemption)."""
+
+    session_id: SessionId
+    call_id: CallId
+    prompt_tokens: int
+    """Tokens to be in KV before the next one can be made (after a preemption: answer so far too)."""
+    cached_tokens: int
+    """Of those, the ones found in the prefix cache."""
+
+
+class CallPreempted(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    call_id: CallId
+    lost_tokens: int
+    """KV of this many tokens was given up (what stays hashed may yet be found again)."""
+
+
+class CallServed(Fact, frozen=True, kw_only=True):
+    """The engine's account of one call, when the call leaves it."""
+
+    session_id: SessionId
+    call_id: CallId
+    prompt_tokens: int
+    cached_tokens: int
+    """Prefix-cache hits when the call first started."""
+    computed_tokens: int
+    """Tokens the model was run on for this call, prefill and decode, recomputation included."""
+    made_tokens: int
+    queued_s: float
+    """Seconds between the engine's intake and the first start."""
+    ok: bool
+    """False when the call was aborted."""
+
+
+class CallFinished(Fact, frozen=True, kw_only=True):
+    """The answer has left the gateway, or the call has failed."""
+
+    session_id: SessionId
+    call_id: CallId
+    ok: bool
+    why: str = ""
+    """Of a call that did not end well: what happened."""
+
+
+class KvHeld(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    kv_tokens: int
+    keep_s: float
+    why: str
+
+
+class KvReleased(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    kv_tokens: int
+    held_s: float
+    why: Literal["returned", "expired", "pressure", "tool", "ended", "replaced", "reset"]
+
+
+class ToolQueued(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    tool_id: ToolId
+    tool: str
+    """Name of the tool: what durations are learned by."""
+    cores: int
+
+
+class ToolStarted(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    tool_id: ToolId
+    tool: str
+    cores: tuple[int, ...]
+    wait_s: float
+    """Seconds the tool call waited for its cores."""
+
+
+class ToolFinished(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    tool_id: ToolId
+    tool: str
+    run_s: float
+    cpu_s: float
+    peak_memory_bytes: int
+    exit_code: int | None
+    """None when it never ran: cancelled while it waited for its cores."""
+    why: Literal["ended", "timeout", "cancelled"] = "ended"
+
+
+class SessionEnded(Fact, frozen=True, kw_only=True):
+    session_id: SessionId
+    why: str
+
+
+class EngineSampled(Fact, frozen=True, kw_only=True):
+    kv_used_blocks: int
+    """Blocks referenced by calls and holds; KV that is only cached counts as free."""
+    kv_held_blocks: int
+    kv_total_blocks: int
+    block_tokens: int
+    running_calls: int
+    waiting_calls: int
+
+
+class ToolsSampled(Fact, frozen=True, kw_only=True):
+    running: int
+    waiting: int
+    slots: int
+    wait_s: float
+    """Smoothed time a tool call spends waiting for its cores."""
+
+
+CallEvent = CallQueued | CallStarted | CallPreempted | CallServed | CallFinished
+ToolEvent = ToolQueued | ToolStarted | ToolFinished
+SessionEvent = (
+    SessionArrived | SessionAdmitted | CallEvent | KvHeld | KvReleased | ToolEvent | SessionEnded
+)
+Event = SessionEvent | EngineSampled | ToolsSampled

@@ -1,0 +1,107 @@
+"""A window of active sessions: additive increase, multiplicative decrease (paper: control plane).
+
+The published loop ticks every 0.2 s and has faults that this one avoids:
+
+* it falls from 30 to 4 in a second, while what it reacts to takes 10-30 s. Here the window moves at
+  most once a *turnover* (as many finished calls as there are active sessions), and is not cut
+  again while the last cut still drains;
+* it grows while nobody waits. Here only a window that binds grows;
+* it reads vLLM's usage, where an idle session's KV looks free. Here the contexts of all admitted
+  sessions count as well;
+* it starts at 30, whatever the machine. Here the window doubles each turnover up to the first
+  overload (TCP's slow start), then moves by `grow`;
+* when samples stop coming it goes on with the last one. Here it stops growing, and opens after
+  `blind_s`: a gate that cannot see must not starve anybody.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mars.core import events as ev
+from mars.core.admission import GatedView, Verdict, let_in
+from mars.core.pressure import Hysteresis, Pressure
+
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+
+
+class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    first: Annotated[int, Meta(ge=1)] = 4
+    """Window at the start. Preview: 30, with 80 GB of KV in mind; slow start makes it not matter."""
+    least: Annotated[int, Meta(ge=1)] = 1
+    """Preview: 4. One always fits: vLLM refuses a call larger than its KV."""
+    grow: Annotated[int, Meta(ge=1)] = 1
+    shrink: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.7
+    kv_low_frac: Share = 0.85
+    kv_high_frac: Share = 0.90
+    tool_load_low: Annotated[float, Meta(gt=0.0)] = 1.0
+    """Tool calls per slot. Preview: 1 and 2."""
+    tool_load_high: Annotated[float, Meta(gt=0.0)] = 2.0
+    tool_wait_low_s: Annotated[float, Meta(ge=0.0)] = 2.0
+    tool_wait_high_s: Annotated[float, Meta(gt=0.0)] = 5.0
+    """Smoothed wait of a tool for its cores. Preview: 2 s and 5 s."""
+    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
+
+    def __post_init__(self) -> None:
+        for low, high in (
+            ("kv_low_frac", "kv_high_frac"),
+            ("tool_load_low", "tool_load_high"),
+            ("tool_wait_low_s", "tool_wait_high_s"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"`{low}` must not be above `{high}`")
+
+
+class Window:
+    def __init__(self, settings: WindowSettings) -> None:
+        self._set = settings
+        self._size = settings.first
+        self._slow_start = True
+        self._may_move = True
+        self._finished = 0
+        self._kv = Hysteresis(low=settings.kv_low_frac, high=settings.kv_high_frac)
+        self._load = Hysteresis(low=settings.tool_load_low, high=settings.tool_load_high)
+        self._wait = Hysteresis(low=settings.tool_wait_low_s, high=settings.tool_wait_high_s)
+
+    def observe(self, event: ev.Event) -> None:
+        if isinstance(event, ev.CallFinished) and event.ok:
+            self._finished += 1
+
+    def choose(
+        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+    ) -> Verdict:
+        blind_s = pressure.blind_s(now_s)
+        if blind_s > self._set.blind_s:
+            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
+            return Verdict(admit=let_in(gated, why), why_not="", window=None)
+        over = self._overload(pressure)
+        if self._finished >= max(1, active):
+            self._finished, self._may_move = 0, True
+        if self._may_move and over and active <= self._size and self._size > self._set.least:
+            self._size = max(self._set.least, int(min(active, self._size) * self._set.shrink))
+            self._slow_start = self._may_move = False
+        elif self._may_move and not over and active >= self._size and gated:
+            self._size += self._size if self._slow_start else self._set.grow
+            self._may_move = False
+        room = max(0, self._size - active)
+        if over and active >= self._set.least:
+            room = 0
+        why_not = over or f"{active} sessions are active, the window is {self._size}"
+        admit = let_in(gated[:room], f"{active} active, window {self._size}")
+        return Verdict(admit=admit, why_not=why_not, window=self._size)
+
+    def _overload(self, pressure: Pressure) -> str:
+        """What is overloaded, in words; empty when nothing is."""
+        kv = self._kv.update(pressure.kv_frac)
+        load = self._load.update(pressure.tool_load)
+        wait = self._wait.update(pressure.tool_wait_s)
+        if kv:
+            return f"KV is at {pressure.kv_frac:.0%} (limit {self._set.kv_high_frac:.0%})"
+        if load or wait:
+            return (
+                f"tools: {pressure.tool_load:.1f} a slot, "
+                f"{pressure.tool_wait_s:.1f} s of waiting for cores"
+            )
+        return ""
