@@ -1,0 +1,114 @@
+"""The real vLLM scheduler without a model: for tests, and for measuring what a step costs.
+
+`BareEngine.step` schedules, answers every call whose known tokens are all computed with one token,
+and hands that back: what a model runner would do, in no time.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+BLOCK_TOKENS: Final = 16
+
+
+class BareEngine:
+    def __init__(
+        self,
+        scheduler: Callable[..., Any],
+        *,
+        model: str,
+        blocks: int,
+        most_calls: int = 16,
+        step_tokens: int = 2048,
+        context_tokens: int = 16384,
+        async_scheduling: bool = False,
+        mars: dict[str, Any] | None = None,
+    ) -> None:
+        config = VllmConfig(
+            scheduler_config=SchedulerConfig(
+                max_num_seqs=most_calls,
+                max_num_batched_tokens=step_tokens,
+                max_model_len=context_tokens,
+                is_encoder_decoder=False,
+                enable_chunked_prefill=True,
+                async_scheduling=async_scheduling,
+            ),
+            model_config=ModelConfig(model=model, dtype="float32", seed=42),
+            cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
+            device_config=DeviceConfig("cpu"),
+            additional_config={} if mars is None else {"mars": mars},
+        )
+        # the CPU platform switches async scheduling off; the scheduler itself does not mind
+        config.scheduler_config.async_scheduling = async_scheduling
+        spec = FullAttentionSpec(
+            block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.float32
+        )
+        config.cache_config.num_gpu_blocks = blocks
+        init_none_hash(sha256)
+        self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+        self.scheduler = scheduler(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK_TOKENS,
+            hash_block_size=BLOCK_TOKENS,
+            log_stats=True,
+        )
+
+    @property
+    def free_blocks(self) -> int:
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def add(
+        self,
+        call: str,
+        prompt: list[int],
+        answer_tokens: int,
+        session: str | None,
+        priority: int = 0,
+    ) -> Any:
+        request = Request(
+            request_id=call,
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(max_tokens=answer_tokens, ignore_eos=True),
+            pooling_params=None,
+            block_hasher=self._hasher,
+            session_id=session,
+            priority=priority,
+        )
+        self.scheduler.add_request(request)
+        return request
+
+    def step(self) -> tuple[Any, list[Any]]:
+        """One engine step; returns vLLM's SchedulerOutput and the requests that ended in it."""
+        scheduler = self.scheduler
+        output = scheduler.schedule()
+        requests = {r: scheduler.requests[r] for r in output.num_scheduled_tokens}
+        scheduler.update_from_output(output, answer(requests))
+        return output, [q for r, q in requests.items() if r not in scheduler.requests]
+
+
+def answer(requests: dict[str, Any]) -> Any:
+    """A model's output for one step: token 7 for each call that is not in mid-prefill."""
+    made = [[] if q.is_prefill_chunk else [7] for q in requests.values()]
+    index = {r: i for i, r in enumerate(requests)}
+    return ModelRunnerOutput(req_ids=list(requests), req_id_to_index=index, sampled_token_ids=made)
+
+
+def random_prompt(seed: int, tokens: int) -> list[int]:
+    rng = random.Random(seed)  # noqa: S311
+    return [rng.randrange(4000) for _ in range(tokens)]

@@ -1,0 +1,336 @@
+"""Give vLLM's scheduler our order and our holds without copying a line of it.
+
+    who waits in front    RankedQueue in place of `self.waiting`
+    who runs in front     the order of `self.running`, set when it can matter
+    who gives up memory   Request.priority of the running (vLLM's PRIORITY rule takes the greatest)
+    what stays warm       `_free_blocks` (a call ends) and `allocate_slots` (memory is short)
+    what happened         the methods that vLLM calls at intake, start, preemption, end and step
+
+`contract.py` checks each of these seams when the engine starts. Use:
+
+    vllm serve MODEL --scheduler-cls mars.vllm_plugin.scheduler.MarsScheduler
+                     --additional-config '{"mars": {"scheduling": {"policy": "mars"}}}'
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from mars.core import events as ev
+from mars.core.estimate import PrefillRate
+from mars.core.ids import SessionId
+from mars.policy.base import CallView, Key
+from mars.policy.presets import build_policy
+from mars.vllm_plugin.calls import OpenCall, Sessions, call_id_of
+from mars.vllm_plugin.contract import check_seams, check_version
+from mars.vllm_plugin.holds import Holds
+from mars.vllm_plugin.queue import RankedQueue
+from mars.vllm_plugin.residency import resident_tokens
+from mars.vllm_plugin.settings import read_settings
+from mars.vllm_plugin.wire import Wire
+
+logger = init_logger(__name__)
+
+_Base: Any = object  # the mixin's parent is the vLLM scheduler that it is combined with
+
+
+class MarsMixin(_Base):
+    """Sits before `Scheduler` or `AsyncScheduler` in the method resolution order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = read_settings(self.vllm_config.additional_config)
+        self._set = settings
+        policy = build_policy(settings.scheduling)
+        self._ordering, self._retention = policy.ordering, policy.retention
+        self._clock = time.monotonic
+        self._now_s = self._clock()
+        self._calls: dict[str, OpenCall] = {}
+        self._sessions = Sessions()
+        self._intake = 0
+        self._ranked_s = 0.0
+        self._scheduled_s = self._updated_s = self._now_s
+        self._rate = PrefillRate()
+        self._wire = Wire(settings)
+        self._pool = self.kv_cache_manager.block_pool
+        self._one_group = len(self.kv_cache_config.kv_cache_groups) == 1
+        self._holds = Holds(
+            pool=self._pool,
+            block_tokens=self.block_size,
+            retention=self._retention,
+            rate=self._rate,
+            emit=self._wire.emit,
+        )
+        self.policy = SchedulingPolicy.PRIORITY
+        self.waiting = RankedQueue(self._waiting_key)
+        self._stock_allocate_slots = self.kv_cache_manager.allocate_slots
+        self.kv_cache_manager.allocate_slots = self._allocate_slots
+        logger.info("MARS policy %s on %s", settings.scheduling.policy, type(self).__name__)
+
+    # -- intake and rank ------------------------------------------------------------------------
+
+    def _enqueue_waiting_request(self, request: Request) -> None:
+        if request.request_id not in self._calls:
+            self._take_in(request)
+        super()._enqueue_waiting_request(request)
+
+    def _take_in(self, request: Request) -> None:
+        now_s = self._clock()
+        self._hear(now_s)  # the gateway's SessionArrived comes before its first call
+        named = bool(request.session_id)
+        session_id = SessionId(request.session_id or request.request_id)
+        view = CallView(
+            call_id=call_id_of(request.request_id),
+            session_id=session_id,
+            queued_s=now_s,
+            session_arrived_s=self._sessions.call_came(session_id, now_s),
+        )
+        self._intake += 1
+        self._calls[request.request_id] = OpenCall(
+            view=view, order=self._intake, named=named, prompt_tokens=request.num_prompt_tokens
+        )
+
+    def _waiting_key(self, request: Request) -> Key:
+        call = self._calls[request.request_id]
+        if self._ordering.live or not call.key:
+            view = call.view
+            view.is_decode = False
+            if self._ordering.live:
+                cached = (
+                    resident_tokens(self._pool, request, self.block_size) if self._one_group else 0
+                )
+                view.uncached_tokens = request.num_tokens - cached
+            call.key = (*self._ordering.run_key(view, self._now_s), call.order)
+        return call.key
+
+    def _running_key(self, request: Request) -> Key:
+        """A decode's key does not change (see Ordering): computed once, when it becomes one."""
+        call = self._calls[request.request_id]
+        view = call.view
+        decode = not request.is_prefill_chunk
+        if self._ordering.live and not (decode and view.is_decode):
+            view.is_decode = decode
+            view.uncached_tokens = request.num_tokens - request.num_computed_tokens
+            call.key = (*self._ordering.run_key(view, self._now_s), call.order)
+        return call.key
+
+    def _victim_key(self, request: Request) -> Key:
+        call = self._calls[request.request_id]
+        return (*self._ordering.victim_key(call.view, self._now_s), call.order)
+
+    def _rank(self) -> None:
+        now_s = self._now_s
+        if self._ordering.live and self.waiting and now_s - self._ranked_s >= self._set.rank_s:
+            self._ranked_s = now_s
+            self.waiting.refresh()
+        step_blocks = self.max_num_scheduled_tokens // self.block_size + 2 * len(self.running)
+        short = self._pool.get_num_free_blocks() < step_blocks
+        # The order of the running matters when a prefill competes for the step's tokens, and
+        # when memory may run out within the step; else every decode gets its one token.
+        if short or self._inflight_prefills:
+            self.running.sort(key=self._running_key)
+        if short:
+            for rank, request in enumerate(sorted(self.running, key=self._victim_key)):
+                request.priority = rank
+
+    # -- the step -------------------------------------------------------------------------------
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        now_s = self._now_s = self._clock()
+        self._hear(now_s)
+        self._holds.expire(now_s, self._sessions.is_open)
+        self._rank()
+        output = super().schedule(throttle_prefills)
+        self._scheduled_s = now_s
+        return output
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        for data in scheduler_output.scheduled_new_reqs:
+            self._call_started(data.req_id)
+        for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+            self._call_started(request_id)
+        super()._update_after_schedule(scheduler_output)
+
+    def _call_started(self, request_id: str) -> None:
+        request, call = self.requests[request_id], self._calls[request_id]
+        cached_tokens = request.num_computed_tokens  # this step's tokens are not yet added
+        call.begin(self._now_s, cached_tokens)
+        self._wire.emit(
+            ev.CallStarted(
+                at_s=self._now_s,
+                session_id=call.view.session_id,
+                call_id=call.view.call_id,
+                prompt_tokens=request.num_tokens,
+                cached_tokens=cached_tokens,
+            )
+        )
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: Any
+    ) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        now_s = self._now_s = self._clock()
+        began_s = max(self._scheduled_s, self._updated_s)
+        if self.vllm_config.scheduler_config.async_scheduling:
+            began_s = self._updated_s  # the next step was scheduled while this one ran
+        self._rate.observe(scheduler_output.total_num_scheduled_tokens, now_s - began_s)
+        self._updated_s = now_s
+        if now_s - self._wire.sampled_s >= self._set.sample_s or not self.has_unfinished_requests():
+            self._sample(now_s)
+        self._wire.flush()
+        return outputs
+
+    def _sample(self, now_s: float) -> None:
+        total = self._pool.num_gpu_blocks - 1  # one block is vLLM's null block
+        self._wire.sampled_s = now_s
+        self._wire.emit(
+            ev.EngineSampled(
+                at_s=now_s,
+                kv_used_blocks=total - self._pool.get_num_free_blocks(),
+                kv_held_blocks=self._holds.blocks,
+                kv_total_blocks=total,
+                block_tokens=self.block_size,
+                running_calls=len(self.running),
+                waiting_calls=len(self.waiting),
+            )
+        )
+
+    def _preempt_request(
+        self,
+        request: Request,
+        timestamp: float,
+        drop_stale_output: bool = False,
+    ) -> None:
+        call = self._calls[request.request_id]
+        lost_tokens = request.num_computed_tokens
+        call.stop(lost_tokens)
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self._wire.emit(
+            ev.CallPreempted(
+                at_s=self._now_s,
+                session_id=call.view.session_id,
+                call_id=call.view.call_id,
+                lost_tokens=lost_tokens,
+            )
+        )
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _allocate_slots(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Held KV goes before a running call is preempted; a cold call waits for it a while."""
+        blocks = self._stock_allocate_slots(request, *args, **kwargs)
+        if not self._holds:
+            return blocks
+        view = self._calls[request.request_id].view
+        waits = request.status != RequestStatus.RUNNING
+        if blocks is None and (not waits or self._may_take_held(view)):
+            while blocks is None and self._holds.release_least(view.session_id, self._now_s):
+                blocks = self._stock_allocate_slots(request, *args, **kwargs)
+        if blocks is not None and waits and view.session_id in self._holds:
+            self._holds.release(view.session_id, self._now_s, "returned")  # the call has its own
+        return blocks
+
+    def _may_take_held(self, view: CallView) -> bool:
+        return (
+            not self.running  # else nothing would move
+            or view.session_id in self._holds
+            or self._retention.may_take_held(view, self._now_s)
+        )
+
+    def _free_blocks(self, request: Request) -> None:
+        call = self._calls.pop(request.request_id)
+        view, now_s = call.view, self._clock()
+        ok = request.status in {
+            RequestStatus.FINISHED_STOPPED,
+            RequestStatus.FINISHED_LENGTH_CAPPED,
+        }
+        computed_tokens = call.stop(request.num_computed_tokens)
+        made_tokens = request.num_output_tokens
+        self._sessions.call_left(view.session_id, forget=not call.named)
+        keeps = (
+            ok and call.named and self._one_group and not self._sessions.is_open(view.session_id)
+        )
+        if keeps:
+            blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+            hashed = [b for b in blocks if b.block_hash is not None and not b.is_null]
+            self._holds.left(view.session_id, hashed, now_s)
+        super()._free_blocks(request)
+        self._wire.emit(
+            ev.CallServed(
+                at_s=now_s,
+                session_id=view.session_id,
+                call_id=view.call_id,
+                prompt_tokens=call.prompt_tokens,
+                cached_tokens=call.cached_tokens,
+                computed_tokens=computed_tokens,
+                made_tokens=made_tokens,
+                queued_s=call.queued_s,
+                ok=ok,
+            )
+        )
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        finished: list[Request] = super().finish_requests(request_ids, finished_status)
+        self._sample(self._clock())
+        self._wire.flush()  # an engine that falls idle takes no further step
+        return finished
+
+    def reset_prefix_cache(
+        self,
+        reset_running_requests: bool = False,
+        reset_connector: bool = False,
+    ) -> bool:
+        self._holds.release_all(self._clock(), "reset")
+        self._wire.flush()
+        done: bool = super().reset_prefix_cache(reset_running_requests, reset_connector)
+        return done
+
+    def shutdown(self) -> None:
+        self._holds.release_all(self._clock(), "reset")
+        self._wire.close()
+        super().shutdown()
+
+    # -- facts from the other processes -----------------------------------------------------
+
+    def _hear(self, now_s: float) -> None:
+        for event in self._wire.inbox():
+            match event:
+                case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                    self._holds.hear(event, now_s)
+                case ev.SessionArrived():
+                    self._sessions.hear_arrived(event)
+                case ev.SessionEnded():
+                    self._sessions.forget(event.session_id)
+                    self._holds.forget(event.session_id, now_s)
+                case _:
+                    pass
+
+
+class MarsSyncScheduler(MarsMixin, Scheduler):
+    pass
+
+
+class MarsAsyncScheduler(MarsMixin, AsyncScheduler):
+    pass
+
+
+def MarsScheduler(*args: Any, **kwargs: Any) -> MarsSyncScheduler | MarsAsyncScheduler:  # noqa: N802
+    """What --scheduler-cls names: picks the base that vLLM itself would have picked.
+
+    Raises InputError when this vLLM is not one the plugin was built for.
+    """
+    check_version()
+    check_seams(Scheduler, BlockPool)
+    config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+    base = MarsAsyncScheduler if config.scheduler_config.async_scheduling else MarsSyncScheduler
+    return base(*args, **kwargs)
