@@ -1,7 +1,7 @@
 """A run folder (`bench.record`) read, checked and measured.
 
-Only repetitions that every policy finished count, so that each is a pair for each other. The numbers
-themselves are defined in `bench.rounds`.
+Only repetitions that every policy finished count: every number is then over the same work, and
+ratios can be taken pair by pair. What each number is stands in `bench.rounds`.
 """
 
 import statistics
@@ -82,28 +82,15 @@ def read_run(folder: Path) -> Run:
     head, _ = read_log(path)
     records = list(_records(path))
     windows, notes = _finished(folder, records)
-    rounds: dict[str, list[Round]] = {}
-    for started, ended in windows:
-        rounds.setdefault(started.policy, [])
-        rounds[started.policy].append(
-            Round(
-                policy=started.policy,
-                repeat=started.repeat,
-                started_s=started.at_s,
-                ended_s=ended.at_s,
-                events=(),
-            )
-        )
-    filled = {policy: _fill(folder, policy, empty) for policy, empty in rounds.items()}
+    rounds = {
+        policy: _read_rounds(folder, policy, [w for w in windows if w[0].policy == policy])
+        for policy in dict.fromkeys(started.policy for started, _ in windows)
+    }
     for started, _ in windows:
-        _check_sessions(started, filled[started.policy], records)
+        _check_sessions(started, rounds[started.policy], records)
     _check_answers(records)
     return Run(
-        folder=folder,
-        wall_s=head.wall_s,
-        settings=head.settings,
-        rounds=filled,
-        notes=[*notes, *_unaccounted(filled)],
+        folder=folder, wall_s=head.wall_s, settings=head.settings, rounds=rounds, notes=notes
     )
 
 
@@ -143,21 +130,27 @@ def _finished(folder: Path, records: Sequence[record.Record]) -> tuple[list[_Win
     return [(started[p, i], ended[p, i]) for p in policies for i in whole], notes
 
 
-def _fill(folder: Path, policy: str, rounds: Sequence[Round]) -> list[Round]:
+def _read_rounds(folder: Path, policy: str, windows: Sequence[_Window]) -> list[Round]:
     if "/" in policy:
         raise InputError(f"{folder}: {policy!r} cannot name a policy's log")
-    _, lines = read_log(folder / f"{policy}.jsonl")
-    events = sorted(lines, key=lambda event: event.at_s)  # several processes stamp: late lines
-    return [
-        Round(
-            policy=policy,
-            repeat=one.repeat,
-            started_s=one.started_s,
-            ended_s=one.ended_s,
-            events=[e for e in events if one.started_s <= e.at_s <= one.ended_s],
+    logs: dict[Path, list[ev.Event]] = {}
+    rounds = []
+    for started, ended in windows:
+        path = folder / f"{policy}-{started.repeat}.jsonl"  # an engine for each round
+        if not path.is_file():
+            path = folder / f"{policy}.jsonl"
+        if path not in logs:  # several processes stamp, so some lines are late
+            logs[path] = sorted(read_log(path)[1], key=lambda event: event.at_s)
+        rounds.append(
+            Round(
+                policy=policy,
+                repeat=started.repeat,
+                started_s=started.at_s,
+                ended_s=ended.at_s,
+                events=[e for e in logs[path] if started.at_s <= e.at_s <= ended.at_s],
+            )
         )
-        for one in rounds
-    ]
+    return rounds
 
 
 def _check_sessions(
@@ -172,7 +165,7 @@ def _check_sessions(
         if isinstance(r, record.SessionAnswered)
         and (r.policy, r.repeat) == (started.policy, started.repeat)
     }
-    if len(answered) != started.sessions:
+    if not answered or len(answered) != started.sessions:
         raise InputError(f"{where}: {len(answered)} of {started.sessions} sessions were answered")
     for kind in (ev.SessionArrived, ev.SessionAdmitted, ev.SessionEnded):
         seen = {e.session_id for e in one.events if isinstance(e, kind)}
@@ -192,19 +185,9 @@ def _check_answers(records: Sequence[record.Record]) -> None:
         other = first.setdefault(one.recorded_id, one)
         if one.answers_sha256 != other.answers_sha256:
             raise ResultError(
-                f"session {one.recorded_id} got other answers under {one.policy} (repetition "
-                f"{one.repeat}) than under {other.policy} (repetition {other.repeat}): policies that "
-                "did different work cannot be compared"
-            )
-
-
-def _unaccounted(rounds: Mapping[str, Sequence[Round]]) -> Iterator[str]:
-    for policy, all_of_it in rounds.items():
-        pooled = figures(all_of_it)
-        if lost := pooled.calls_unaccounted:
-            yield (
-                f"{policy}: the engine's account of {lost} of {pooled.calls + lost} calls was lost; "
-                "their tokens are missing in its sums"
+                f"session {one.recorded_id} got other answers under {one.policy}, repetition "
+                f"{one.repeat}, than under {other.policy}, repetition {other.repeat}: "
+                "policies that did different work cannot be compared"
             )
 
 
@@ -218,8 +201,17 @@ def measure(run: Run) -> Summary:
         sessions_per_round=base[0].sessions,
         policies=policies,
         ratios={p: _ratio(f.rounds, base) for p, f in policies.items() if p != reference},
-        notes=list(run.notes),
+        notes=[*run.notes, *_lost_accounts(policies)],
     )
+
+
+def _lost_accounts(policies: Mapping[str, Figures]) -> Iterator[str]:
+    for policy, of in policies.items():
+        if of.calls_unaccounted:
+            yield (
+                f"{policy}: the engine's account of {of.calls_unaccounted} of "
+                f"{of.calls + of.calls_unaccounted} calls was lost; the sums lack their tokens"
+            )
 
 
 def _pooled(rounds: Sequence[Round]) -> PolicyFigures:

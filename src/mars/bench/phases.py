@@ -64,7 +64,7 @@ class _Life:
 
     def _name(self) -> str:
         if self.session.phase is not Phase.ACTING:
-            return self.session.phase.value
+            return str(self.session.phase.value)
         if self.running:
             return "tool runs"
         return "tool waits" if self.waiting else "client"

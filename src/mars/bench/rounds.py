@@ -30,7 +30,7 @@ class Round:
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     mean_s: float
-    """Mean session time, s. Session time = SessionEnded.at_s - SessionArrived.at_s, gate included."""
+    """Mean session time, s: SessionEnded.at_s - SessionArrived.at_s, the gate included."""
     p50_s: float
     """Quantiles of the session time, s: linear between order statistics (`quantile`)."""
     p90_s: float
@@ -63,7 +63,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     kv_k = prompt_k + made_k - 1 (a call's last token is never run) and kv_0 = 0."""
     recomputed_tokens: int
     """sum over calls of max(0, computed_k - needed_k), tokens: work done a second time. What
-    sessions share can make computed_k less than needed_k; that does not offset other calls."""
+    sessions share can make computed_k less than needed_k; that does not offset other calls. A call
+    that starts a new context (or runs beside another of its session) looks shorter than it is:
+    under every policy alike, it counts here."""
     preemptions: int
     """CallPreempted."""
     tool_calls: int

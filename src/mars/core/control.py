@@ -39,6 +39,8 @@ class ControlPlane:
     def handle(self, event: ev.Event) -> list[Admit]:
         match event:
             case ev.SessionArrived():
+                if known := self.sessions.get(event.session_id):
+                    known.advance(event)  # raises: the table has no second arrival
                 self.sessions[event.session_id] = Session(
                     event.session_id, event.at_s, since_s=event.at_s
                 )
@@ -74,6 +76,10 @@ class ControlPlane:
                 assert_never(event)
         self._admission.observe(event)
         return self._open_gate(event.at_s)
+
+    def tick(self, now_s: float) -> list[Admit]:
+        """Ask again who may enter: a window that waits for time to pass must not need an event."""
+        return self._open_gate(now_s)
 
     def _hear(self, event: ev.SessionEvent) -> None:
         """A fact from another process: advisory."""
@@ -141,8 +147,8 @@ class ControlPlane:
         """Raise AssertionError when an invariant of docs/invariants.md does not hold."""
         sessions = self.sessions.values()
         gated = {s.session_id for s in sessions if s.phase is Phase.GATED}
-        assert gated >= set(self._gate), "past the gate without Admit"  # noqa: S101
         assert set(self._gate) <= set(self.sessions), "a phantom at the gate"  # noqa: S101
+        assert gated >= set(self._gate), "past the gate without Admit"  # noqa: S101
         assert self._open_calls == sum(s.open_calls for s in sessions), "calls leak"  # noqa: S101
         assert self._context_tokens == sum(  # noqa: S101
             s.context_tokens for s in sessions

@@ -50,7 +50,7 @@ class CallStarted(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     call_id: CallId
     prompt_tokens: int
-    """Tokens to be in KV before the next one can be made (after a preemption: answer so far too)."""
+    """Tokens to be in KV before the next one is made (after a preemption: its answer too)."""
     cached_tokens: int
     """Of those, the ones found in the prefix cache."""
 

@@ -26,6 +26,8 @@ class LeaseBook:
     def __post_init__(self) -> None:
         if not self.cores:
             raise InputError("no cores to lend: give the tool server at least one")
+        if self.share < 1:
+            raise InputError(f"a core cannot be shared by {self.share} leases: give at least 1")
         self._load = dict.fromkeys(self.cores, 0)
 
     @property

@@ -29,7 +29,7 @@ Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 
 class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first: Annotated[int, Meta(ge=1)] = 4
-    """Window at the start. Preview: 30, with 80 GB of KV in mind; slow start makes it not matter."""
+    """Window at the start. Preview: 30, with 80 GB of KV in mind; slow start makes up for it."""
     least: Annotated[int, Meta(ge=1)] = 1
     """Preview: 4. One always fits: vLLM refuses a call larger than its KV."""
     grow: Annotated[int, Meta(ge=1)] = 1
@@ -46,6 +46,7 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         for low, high in (
+            ("least", "first"),
             ("kv_low_frac", "kv_high_frac"),
             ("tool_load_low", "tool_load_high"),
             ("tool_wait_low_s", "tool_wait_high_s"),
@@ -82,12 +83,12 @@ class Window:
         if self._may_move and over and active <= self._size and self._size > self._set.least:
             self._size = max(self._set.least, int(min(active, self._size) * self._set.shrink))
             self._slow_start = self._may_move = False
+            self._finished = 0
         elif self._may_move and not over and active >= self._size and gated:
             self._size += self._size if self._slow_start else self._set.grow
             self._may_move = False
-        room = max(0, self._size - active)
-        if over and active >= self._set.least:
-            room = 0
+            self._finished = 0  # the next turnover is counted from this move
+        room = max(0, (self._set.least if over else self._size) - active)
         why_not = over or f"{active} sessions are active, the window is {self._size}"
         admit = let_in(gated[:room], f"{active} active, window {self._size}")
         return Verdict(admit=admit, why_not=why_not, window=self._size)

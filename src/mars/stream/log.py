@@ -57,7 +57,7 @@ def read_log(path: Path) -> tuple[LogHead, Iterator[Event]]:
         raise InputError(f"{path} is empty")
     try:
         head = msgspec.json.decode(lines[0], type=LogHead)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except ValueError as error:  # not JSON, not UTF-8, or not of this type
         raise InputError(f"{path}:1: not the head of an event log: {error}") from None
     return head, _events(path, lines)
 
@@ -67,5 +67,5 @@ def _events(path: Path, lines: list[bytes]) -> Iterator[Event]:
     for number, line in enumerate(lines[1:], 2):
         try:
             yield decoder.decode(line)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except ValueError as error:
             raise InputError(f"{path}:{number}: not an event: {error}") from None

@@ -128,7 +128,12 @@ class MarsMixin(_Base):
 
     def _rank(self) -> None:
         now_s = self._now_s
-        if self._ordering.live and self.waiting and now_s - self._ranked_s >= self._set.rank_s:
+        if (
+            self._ordering.live
+            and self.waiting
+            and len(self.running) < self.max_num_running_reqs  # else nobody can be admitted
+            and now_s - self._ranked_s >= self._set.rank_s
+        ):
             self._ranked_s = now_s
             self.waiting.refresh()
         step_blocks = self.max_num_scheduled_tokens // self.block_size + 2 * len(self.running)

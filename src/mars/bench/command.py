@@ -1,0 +1,150 @@
+"""`mars replay` and `mars bench-scheduler` at a terminal."""
+
+import asyncio
+import logging
+import os
+import statistics
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mars.bench.arrivals import Load
+from mars.bench.overhead import measure_overhead
+from mars.bench.replay import ReplayOptions, Watcher, replay
+from mars.bench.report import report
+from mars.bench.tiny import tiny_engine
+from mars.bench.trace import read_trace
+from mars.config import load_settings
+from mars.core.errors import InputError
+from mars.policy.presets import Scheduling
+
+
+def replay_command(
+    *,
+    trace: Path,
+    policies: str,
+    repeat: int,
+    agents: int | None,
+    rate: float | None,
+    seed: int,
+    sessions: int | None,
+    folder: Path,
+    model: str | None,
+    restart: bool,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    vllm_args: tuple[str, ...],
+) -> None:
+    """Run, then report. Raises what `replay` raises."""
+    if agents is not None and rate is not None:
+        raise InputError("--agents (closed loop) and --rate (open loop) exclude each other")
+    if rate is not None and rate <= 0:
+        raise InputError(f"--rate {rate}: sessions a second, above 0")
+    names = [name.strip() for name in policies.split(",")]
+    if len(set(names)) != len(names):
+        raise InputError(f"--policies {policies}: a policy is named twice")
+    for name in names:
+        Scheduling(policy=name)  # refuses what is unknown before an engine starts
+    settings = load_settings(config, overrides)
+    recorded = read_trace(find_trace(trace))[:sessions]
+    engine_env: dict[str, str] = {}
+    if model is None:
+        model, tiny_args, engine_env = tiny_engine()
+        vllm_args = (*tiny_args, *vllm_args)
+    options = ReplayOptions(
+        trace=trace,
+        sessions=recorded,
+        policies=names,
+        repeat=repeat,
+        load=Load(agents=None if rate else agents or 8, per_s=rate, seed=seed),
+        settings=settings,
+        model=model,
+        folder=folder,
+        vllm_args=vllm_args,
+        engine_env=engine_env,
+        restart=restart,
+    )
+    with _Bars() as bars:
+        asyncio.run(replay(options, bars))
+    report(folder, as_json=False, page=None)
+
+
+def find_trace(trace: Path) -> Path:
+    """A path, or the name of a bundled trace."""
+    if trace.exists():
+        return trace
+    bundled = Path(str(resources.files("mars") / "data"))
+    if (named := bundled / f"{trace}.jsonl").exists():
+        return named
+    known = ", ".join(sorted(path.stem for path in bundled.glob("*.jsonl")))
+    raise InputError(f"no trace at {trace}; bundled ones: {known}")
+
+
+class _Bars(Watcher):
+    """One bar a policy: rounds and sessions done, mean session time of the round."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[says]}"),
+            TimeElapsedColumn(),
+        )
+        self._tasks: dict[str, Any] = {}
+        self._took_s: dict[str, list[float]] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False)
+
+    def round_started(self, policy: str, repeat: int, sessions: int) -> None:
+        says = f"round {repeat + 1}"
+        if policy not in self._tasks:
+            self._tasks[policy] = self._bars.add_task(policy, total=0, says=says)
+        task = self._tasks[policy]
+        self._took_s[policy] = []
+        total = (self._bars.tasks[task].total or 0) + sessions
+        self._bars.update(task, total=total, says=says)
+
+    def session_done(self, policy: str, took_s: float) -> None:
+        took = self._took_s[policy]
+        took.append(took_s)
+        says = f"mean {statistics.fmean(took):.1f} s"
+        self._bars.update(self._tasks[policy], advance=1, says=says)
+
+
+def bench_scheduler_command(policies: list[str], *, rounds: int, as_json: bool) -> None:
+    for name in policies:
+        Scheduling(policy=name)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.disable(logging.WARNING)
+    model, _, _ = tiny_engine()
+    results = measure_overhead(Path(model), policies, rounds=rounds)
+    if as_json:
+        click.echo(msgspec.json.encode(results))
+        return
+    table = Table("policy", "stock us", "plugin us", "ratio", "min", "max", "pairs")
+    for result in results:
+        table.add_row(
+            result.policy,
+            f"{result.stock_us:.0f}",
+            f"{result.plugin_us:.0f}",
+            f"{result.ratio_median:.3f}",
+            f"{result.ratio_min:.3f}",
+            f"{result.ratio_max:.3f}",
+            str(result.pairs),
+        )
+    Console().print("schedule + update_from_output, 64 running, 256 waiting, per step:", table)

@@ -1,0 +1,38 @@
+"""A real vLLM on a machine without a GPU: which model, which arguments.
+
+The model computes on the first core that we may use; the rest is for tools, API and gateway. The
+KV cache holds about 24k tokens: six to eight of the bundled sessions, so that a dozen agents press.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+KV_BLOCKS: Final = 768
+BLOCK_TOKENS: Final = 32
+
+
+def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """Model path, vLLM arguments, vLLM's environment."""
+    from mars.vllm_plugin.contract import check_version
+    from mars.vllm_plugin.tiny_model import make_tiny_model
+
+    check_version()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    model = make_tiny_model(cache / "mars" / "tiny-qwen3-4x256")
+    arguments = (
+        "--load-format", "dummy",
+        "--max-model-len", "8192",
+        "--block-size", str(BLOCK_TOKENS),
+        "--num-gpu-blocks-override", str(KV_BLOCKS),
+        "--max-num-batched-tokens", "1024",
+        "--max-num-seqs", "32",
+        "--enforce-eager",
+    )  # fmt: skip
+    first_core = min(os.sched_getaffinity(0))
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": str(first_core),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return str(model), arguments, environment

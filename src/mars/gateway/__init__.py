@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI-compatible proxy before vLLM that sees sessions."""

@@ -1,0 +1,151 @@
+"""The client's end of one request: its body, its answer or an error, and whether it is there.
+
+An error has the form of OpenAI's. It is told as far as HTTP still allows:
+
+    nothing sent yet            a JSON answer with its status
+    an event stream has begun   `data: {"error": ...}`, then the end, without [DONE]
+    another answer has begun    the connection is cut: a short answer must not look whole
+"""
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+_STREAM_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+]
+
+
+class BodyTooLargeError(Exception):
+    pass
+
+
+class ClientGoneError(Exception):
+    pass
+
+
+class ErrorText(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    type: str
+    code: int
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorText
+
+
+class _Wish(msgspec.Struct):
+    stream: object = False
+
+
+_wish = msgspec.json.Decoder(_Wish)
+
+
+class Caller:
+    """As a context: while it lasts, a client that disconnects cancels the current task.
+
+    The context then ends quietly, with `gone` set.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.gone = False
+        self.begun = False
+        """Status and headers are out."""
+        self.streams = False
+        """The answer that has begun is an event stream."""
+        self._receive = receive
+        self._send = send
+        self._whole = False
+        self._tail = b"\n\n"
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """The body. Raises BodyTooLargeError, or ClientGoneError when it does not come whole."""
+        chunks: list[bytes] = []
+        size_bytes, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk: bytes = message.get("body", b"")
+            size_bytes += len(chunk)
+            if size_bytes > limit_bytes:
+                raise BodyTooLargeError
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 servers run each request in a task
+        self._task = task
+        self._watch = asyncio.create_task(self._wait_for_the_end())
+        return self
+
+    async def _wait_for_the_end(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._whole:  # servers also say "disconnect" after a whole answer
+            self.gone = True
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self._watch.cancel()
+        if self.gone:
+            self._task.uncancel()
+        return self.gone and kind is asyncio.CancelledError
+
+    async def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, chunk: bytes, *, last: bool) -> None:
+        self._tail = chunk or self._tail
+        message: Message = {"type": "http.response.body", "body": chunk, "more_body": not last}
+        await self._send(message)
+        self._whole = last
+
+    async def queued(self, body: bytes) -> None:
+        """Show a client that asked for a stream that it is waited on; others cannot be told."""
+        if not self.begun and _asks_for_stream(body):
+            self.streams = True
+            await self.begin(200, _STREAM_HEADERS)
+        if self.streams:
+            await self.write(b": queued\n\n", last=False)
+
+    async def fail(self, status: int, kind: str, message: str) -> None:
+        """Tell an error, as the map above says. `message` says what to do about it."""
+        error = msgspec.json.encode(_ErrorBody(ErrorText(message=message, type=kind, code=status)))
+        if not self.begun:
+            await self.answer(status, error)
+        elif self.streams:
+            await self.fail_stream(error)
+        # else: the server cuts what returns unfinished
+
+    async def answer(self, status: int, body: bytes) -> None:
+        length = str(len(body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await self.begin(status, headers)
+        await self.write(body, last=True)
+
+    async def fail_stream(self, error: bytes) -> None:
+        """End a stream with `error`, a JSON object in one line, as an event of its own."""
+        apart = b"" if self._tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+        await self.write(apart + b"data: " + error + b"\n\n", last=True)
+
+
+def _asks_for_stream(body: bytes) -> bool:
+    try:
+        return _wish.decode(body).stream is True
+    except (ValueError, RecursionError):
+        return False

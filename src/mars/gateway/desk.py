@@ -1,0 +1,250 @@
+"""The desk: the asyncio shell around the control plane.
+
+Every fact, own or foreign, takes one way: `emit` -> control plane -> log -> publish if own; what
+the control plane decides is carried out at once and is a fact in its turn. The desk owns what the
+core may not: futures of gated requests, timers of silent sessions.
+Nothing here awaits between a check and what it guards: each method is one step of the loop.
+"""
+
+import asyncio
+import re
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+from uuid import uuid4
+
+from mars.core import events as ev
+from mars.core.control import ControlPlane
+from mars.core.decisions import Admit
+from mars.core.errors import InputError
+from mars.core.ids import CallId, SessionId
+from mars.gateway.identity import Identity
+from mars.gateway.settings import GatewaySettings
+from mars.gateway.stay import Call, SessionOverError, Stay
+
+OWN: Final = (
+    ev.SessionArrived | ev.SessionAdmitted | ev.CallQueued | ev.CallFinished | ev.SessionEnded
+)
+"""The facts of which the gateway is the source."""
+
+_CALL_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Desk:
+    def __init__(
+        self,
+        control: ControlPlane,
+        settings: GatewaySettings,
+        *,
+        record: Callable[[ev.Event], None],
+        publish: Callable[[Sequence[ev.Event]], None],
+    ) -> None:
+        """`record` gets every fact, `publish` our own ones; neither may raise."""
+        self.control = control
+        self.faults = 0
+        """Failures of the control plane: each let everybody in."""
+        self.stopped = False
+        self.lost = 0
+        """Messages of other processes that never came."""
+        self._set = settings
+        self._record = record
+        self._publish = publish
+        self._stays: dict[SessionId, Stay] = {}
+        self._orphans: dict[SessionId, set[Call]] = {}
+        """Calls that are open although their session has ended."""
+        self._in_flight: set[CallId] = set()
+
+    async def enter(
+        self, identity: Identity, prompt_bytes: int, still_waiting: Callable[[], Awaitable[None]]
+    ) -> Stay:
+        """Return when the session of the request is past the gate: at once if it is known there.
+
+        Start the call before the next `await`. `still_waiting` is called every `keepalive_s`.
+        When the last request of a gated session is cancelled, so is the session. Raises
+        SessionOverError when the session is ended meanwhile.
+        """
+        if self.stopped:
+            raise SessionOverError("the gateway stops")
+        session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
+        stay = self._stays.get(session_id) or self._arrive(session_id, identity, prompt_bytes)
+        if not stay.admitted:
+            await self._wait(stay, still_waiting)
+        return stay
+
+    def call_started(
+        self, stay: Stay, *, wanted: str = "", prompt_bytes: int = 0, final: bool = False
+    ) -> Call:
+        """Open a call, named `wanted` if that can be its name. To be closed by `call_finished`."""
+        if stay.over:
+            raise SessionOverError(stay.over)
+        usable = _CALL_ID.fullmatch(wanted) and wanted not in self._in_flight
+        call = Call(CallId(wanted if usable else uuid4().hex), stay, final)
+        self._in_flight.add(call.call_id)
+        stay.stop_timer()
+        stay.calls.add(call)
+        stay.gone = False
+        stay.turn += 1
+        self.emit(
+            ev.CallQueued(
+                at_s=time.monotonic(),
+                session_id=stay.session_id,
+                call_id=call.call_id,
+                turn=stay.turn,
+                prompt_bytes=prompt_bytes,
+            )
+        )
+        return call
+
+    def call_finished(self, call: Call, *, ok: bool, why: str = "", gone: bool = False) -> None:
+        """Close a call. `gone`: its client cut it."""
+        self._in_flight.discard(call.call_id)
+        stay = call.stay
+        stay.calls.discard(call)
+        if stay.over and not stay.calls and not call.told:
+            self._orphans.pop(stay.session_id, None)
+        self._tell_finished(call, ok=ok, why=why)
+        stay.heard_s = time.monotonic()
+        stay.final |= call.final
+        stay.gone = gone
+        self._settle(stay)
+
+    def end(self, session_id: SessionId, why: str) -> bool:
+        """End a session, open calls or not; False when there is none of this id."""
+        stay = self._stays.get(session_id)
+        if stay is not None:
+            self._end(stay, why)
+        return stay is not None
+
+    def close(self, why: str) -> None:
+        """End all sessions, and let nobody in any more."""
+        self.stopped = True
+        for stay in list(self._stays.values()):
+            self._end(stay, why)
+
+    def tick(self, now_s: float) -> None:
+        """Let time open the gate while nothing happens."""
+        self._follow(self._let_in(self._ask(lambda: self.control.tick(now_s))))
+
+    def emit(self, event: ev.Event) -> None:
+        self._follow([event])
+
+    def _follow(self, events: Sequence[ev.Event]) -> None:
+        """Emit facts, and those that the decisions taken on them turn into."""
+        facts, own = deque(events), list[ev.Event]()
+        while facts:
+            fact = facts.popleft()
+            admits = self._ask(partial(self.control.handle, fact))
+            self._record(fact)
+            match fact:
+                case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                    if stay := self._stays.get(fact.session_id):
+                        stay.hear(fact, time.monotonic())
+                        self._settle(stay)
+                case ev.SessionAdmitted():
+                    self._stays[fact.session_id].wake()
+                case _:
+                    pass
+            if isinstance(fact, OWN):
+                own.append(fact)
+            facts.extend(self._let_in(admits))
+        if own:
+            self._publish(own)
+
+    def _ask(self, question: Callable[[], Sequence[Admit]]) -> Sequence[Admit]:
+        """The control plane's answer; when it fails, everybody enters: traffic goes on."""
+        try:
+            return question()
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 no bug of ours may stop the engine
+            self.faults += 1
+            if self.faults == 1:
+                print("mars: the control plane failed, the gate is open:", file=sys.stderr)  # noqa: T201
+                traceback.print_exception(error)
+            why = f"the control plane failed: {error!r}"
+            return [Admit(session_id=session_id, why=why) for session_id in self._stays]
+
+    def _let_in(self, admits: Sequence[Admit]) -> list[ev.Event]:
+        facts: list[ev.Event] = []
+        for admit in admits:
+            stay = self._stays.get(admit.session_id)
+            if stay is not None and not stay.admitted:
+                stay.admitted = True
+                facts.append(
+                    ev.SessionAdmitted(
+                        at_s=time.monotonic(), session_id=stay.session_id, why=admit.why
+                    )
+                )
+        return facts
+
+    def _arrive(self, session_id: SessionId, identity: Identity, prompt_bytes: int) -> Stay:
+        for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
+            self._tell_finished(call, ok=False, why="its session was ended, and has come back")
+        now_s = time.monotonic()
+        stay = self._stays[session_id] = Stay(session_id, now_s)
+        self.emit(
+            ev.SessionArrived(
+                at_s=now_s, session_id=session_id, rule=identity.rule, prompt_bytes=prompt_bytes
+            )
+        )
+        return stay
+
+    async def _wait(self, stay: Stay, still_waiting: Callable[[], Awaitable[None]]) -> None:
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stay.waiting.add(gate)
+        try:
+            while not gate.done():
+                await asyncio.wait((gate,), timeout=self._set.keepalive_s)
+                if not gate.done():
+                    await still_waiting()
+        except BaseException:
+            stay.waiting.discard(gate)
+            if stay.turn or stay.waiting:
+                self._settle(stay)
+            else:
+                self._end(stay, "client left at the gate")
+            raise
+        stay.waiting.discard(gate)
+        if stay.over:
+            raise SessionOverError(stay.over)
+
+    def _tell_finished(self, call: Call, *, ok: bool, why: str) -> None:
+        if call.told:
+            return
+        call.told = True
+        self.emit(
+            ev.CallFinished(
+                at_s=time.monotonic(),
+                session_id=call.stay.session_id,
+                call_id=call.call_id,
+                ok=ok,
+                why=why,
+            )
+        )
+
+    def _settle(self, stay: Stay) -> None:
+        """Nothing of a stay may be with us now: end it, or see to it that its silence ends."""
+        stay.stop_timer()
+        if not stay.quiet:
+            return
+        if stay.final:
+            self._end(stay, "its final request is answered")
+        else:
+            end_s, why = stay.ends(self._set)
+            delay_s = max(0.0, end_s - time.monotonic())
+            stay.timer = asyncio.get_running_loop().call_later(delay_s, self._end, stay, why)
+
+    def _end(self, stay: Stay, why: str) -> None:
+        if stay.over:
+            return
+        stay.over = why
+        stay.stop_timer()
+        del self._stays[stay.session_id]
+        if stay.calls:
+            self._orphans[stay.session_id] = set(stay.calls)
+        self.emit(ev.SessionEnded(at_s=time.monotonic(), session_id=stay.session_id, why=why))
+        stay.wake()

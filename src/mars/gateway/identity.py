@@ -1,0 +1,110 @@
+"""Which session is a request of?
+
+The rules of docs (interop), in order; the first that names an id wins, and its name is recorded in
+`SessionArrived.rule`. A request that no rule names is a session of its own: ids are never shared
+between requests that did not ask for it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from mars.core.errors import InputError
+from mars.core.ids import SessionId
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""As ASGI gives them: names in lower case."""
+
+_MOST_CHARS: Final = 256
+
+_HEADERS: Final = (
+    b"x-session-id",  # vLLM, routers, RL frameworks, OpenCode
+    b"x-dynamo-session-id",
+    b"x-claude-code-agent-id",  # a sub-agent
+    b"x-claude-code-session-id",
+    b"session-id",  # Codex, these three
+    b"session_id",
+    b"thread-id",
+    b"x-session-affinity",  # OpenCode
+    b"x-litellm-session-id",  # OpenHands
+    b"x-correlation-id",  # AIPerf
+    b"x-smg-routing-key",
+)
+_FINAL: Final = (b"x-session-final", b"x-dynamo-session-final")
+
+
+class _Body(msgspec.Struct):
+    """The fields of a body that may name a session; all others are skipped, not decoded."""
+
+    session_id: object = None
+    program_id: object = None
+    job_id: object = None
+    vllm_xargs: object = None
+    prompt_cache_key: object = None
+
+
+def _vllm_xargs(body: _Body) -> object:
+    xargs = body.vllm_xargs
+    return xargs.get("session_id") if isinstance(xargs, dict) else None
+
+
+_FIELDS: Final[Mapping[str, Callable[[_Body], object]]] = {
+    "session_id": lambda body: body.session_id,  # vLLM, SGLang, SkyRL
+    "program_id": lambda body: body.program_id,  # ThunderAgent
+    "job_id": lambda body: body.job_id,  # Continuum, the MARS preview
+    "vllm_xargs.session_id": _vllm_xargs,
+    "prompt_cache_key": lambda body: body.prompt_cache_key,  # OpenAI
+}
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: SessionId | None
+    """None: nothing names a session; the desk gives the request one of its own."""
+    rule: str
+    """`header NAME`, `body FIELD`, or `none`."""
+    final: bool
+    """The session ends with this request."""
+
+
+def identify(headers: Headers, body: bytes) -> Identity:
+    """Raises InputError when the id that is found cannot be one (too long, not printable)."""
+    given: dict[bytes, bytes] = {}
+    for name, value in headers:
+        given.setdefault(name, value)
+    final = any(given.get(name, b"").strip().lower() in {b"1", b"true"} for name in _FINAL)
+    for name in _HEADERS:
+        if value := given.get(name, b"").strip():
+            rule = f"header {name.decode()}"
+            session_id = _checked(value.decode("utf-8", "surrogateescape"), rule)
+            return Identity(session_id=session_id, rule=rule, final=final)
+    rule, found = _from_body(body)
+    if found:
+        return Identity(session_id=_checked(found, rule), rule=rule, final=final)
+    return Identity(session_id=None, rule="none", final=True)
+
+
+def _from_body(body: bytes) -> tuple[str, str]:
+    try:
+        wanted = _decoder.decode(body)
+    except (ValueError, RecursionError):
+        return "", ""  # not JSON: the engine says so better than we could
+    for field, value_of in _FIELDS.items():
+        value = value_of(wanted)
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, str | int) and (text := str(value).strip()):
+            return f"body {field}", text
+    return "", ""
+
+
+def _checked(text: str, rule: str) -> SessionId:
+    if len(text) > _MOST_CHARS:
+        raise InputError(
+            f"the session id ({rule}) has {len(text)} characters; {_MOST_CHARS} is the most"
+        )
+    if not text.isprintable():
+        raise InputError(f"the session id ({rule}) has characters that cannot be printed")
+    return SessionId(text)

@@ -1,0 +1,162 @@
+"""The hot path: one request from a client to the engine and its answer back, bytes untouched.
+
+Both endpoints are bare ASGI: no request object, no parsed body, no line of log per request. An
+answer is passed on chunk by chunk as it comes; a slow client slows the engine's socket, nothing is
+piled up here.
+"""
+
+import asyncio
+from typing import Final
+
+import aiohttp
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from mars.core.errors import InputError
+from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
+from mars.gateway.desk import Desk
+from mars.gateway.identity import Headers, Identity, identify
+from mars.gateway.settings import GatewaySettings
+from mars.gateway.stay import Call, SessionOverError
+from mars.gateway.upstream import (
+    FAILURES,
+    Upstream,
+    request_headers,
+    response_headers,
+    unreachable,
+)
+
+_FIRST_ERROR: Final = 400
+_SAID_CHARS: Final = 2000
+
+
+class PassThrough:
+    """Endpoint: on to the engine and back, without gate or session."""
+
+    def __init__(self, upstream: Upstream, settings: GatewaySettings) -> None:
+        self._upstream = upstream
+        self._set = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = Caller(scope, receive, send)
+        body = await self._body(caller)
+        if body is not None:
+            with caller:
+                await self.forward(caller, body, {})
+
+    async def _body(self, caller: Caller) -> bytes | None:
+        """None: there is nothing to forward, and the client knows."""
+        try:
+            return await caller.read(self._set.body_bytes)
+        except ClientGoneError:
+            return None
+        except BodyTooLargeError:
+            limit = f"the request body is larger than {self._set.body_bytes} bytes"
+            await caller.fail(413, "request_too_large", f"{limit} (gateway setting `body_bytes`)")
+            return None
+
+    async def forward(self, caller: Caller, body: bytes, own: dict[bytes, str]) -> str:
+        """Returns what went wrong, of which the client knows; empty when all went well."""
+        scope = caller.scope
+        target: str = scope["raw_path"].decode("latin-1")
+        if scope["query_string"]:
+            target += "?" + scope["query_string"].decode("latin-1")
+        headers = request_headers(scope["headers"], own)
+        try:
+            response = await self._upstream.send(scope["method"], target, headers, body)
+            try:
+                return await self._relay(caller, response)
+            finally:
+                response.release()  # closes the connection unless the answer was read to its end
+        except FAILURES as error:
+            why = self._upstream.explain(error)
+            kind = "engine_unreachable" if unreachable(error) else "engine_died"
+            await caller.fail(502, kind, why)
+            return why
+
+    async def _relay(self, caller: Caller, response: aiohttp.ClientResponse) -> str:
+        streams = response.content_type == "text/event-stream"
+        why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
+        if caller.begun:  # as a stream, while it waited at the gate
+            if why or not streams:
+                await caller.fail_stream(_in_one_line(response.status, await response.read()))
+                return why or f"the engine answered a stream with {response.content_type}"
+        else:
+            caller.streams = streams
+            await caller.begin(response.status, response_headers(response))
+        content = response.content
+        last = False
+        while not last:
+            chunk = await content.readany()
+            last = content.at_eof()
+            await caller.write(chunk, last=last)
+        return why
+
+
+class GatedCall(PassThrough):
+    """Endpoint: a call of a session; waits at the gate until its session may enter."""
+
+    def __init__(self, desk: Desk, upstream: Upstream, settings: GatewaySettings) -> None:
+        super().__init__(upstream, settings)
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = Caller(scope, receive, send)
+        body = await self._body(caller)
+        if body is None:
+            return
+        try:
+            identity = identify(scope["headers"], body)
+        except InputError as error:
+            await caller.fail(400, "invalid_session_id", str(error))
+            return
+        with caller:
+            try:
+                call = await self._enter(caller, identity, body)
+            except SessionOverError as error:
+                why = f"the session was ended while this request waited to enter: {error}"
+                if self._desk.stopped:
+                    await caller.fail(503, "gateway_stopped", why)
+                else:
+                    await caller.fail(410, "session_ended", why)
+                return
+            await self._run(caller, call, body)
+
+    async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
+        stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
+        return self._desk.call_started(
+            stay,
+            wanted=_request_id(caller.scope["headers"]),
+            prompt_bytes=len(body),
+            final=identity.final,
+        )
+
+    async def _run(self, caller: Caller, call: Call, body: bytes) -> None:
+        own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
+        why = "the gateway failed"
+        try:
+            why = await self.forward(caller, body, own)
+        except asyncio.CancelledError:
+            why = "client disconnected" if caller.gone else "the gateway stopped"
+            raise
+        finally:
+            self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
+
+
+def _request_id(headers: Headers) -> str:
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value.decode("latin-1")
+    return ""
+
+
+def _in_one_line(status: int, said: bytes) -> bytes:
+    """The engine's error as one line of JSON with an `error` in it."""
+    try:
+        known = msgspec.json.decode(said, type=dict[str, object])
+    except (ValueError, RecursionError):
+        known = {}
+    if not known.get("error"):
+        text = said[:_SAID_CHARS].decode("utf-8", "replace")
+        known = {"error": {"message": text, "type": "engine_error", "code": status}}
+    return msgspec.json.encode(known)

@@ -1,0 +1,222 @@
+"""The gateway as a process: listens, hears the others, keeps the log, and stops cleanly."""
+
+import asyncio
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+import zmq
+from starlette.applications import Starlette
+
+from mars.core.control import ControlPlane
+from mars.core.errors import InputError, PartDiedError
+from mars.core.events import Event
+from mars.gateway.app import build_app
+from mars.gateway.desk import Desk
+from mars.gateway.ear import Ear
+from mars.gateway.settings import GatewaySettings
+from mars.policy.presets import Scheduling, build_admission
+from mars.stream.link import Publisher
+from mars.stream.log import LogWriter
+
+_TICK_S: Final = 0.5
+_FLUSH_S: Final = 0.2
+_GRACE_S: Final = 1.0
+"""When the gateway is stopped, answers have so long to end; then their clients get an error."""
+_STUCK_S: Final = 5
+"""Then so long for clients that do not read; whole seconds, as uvicorn wants."""
+_KEEP_S: Final = 75
+"""An idle client connection is kept so long: longer than clients keep theirs, so that none of
+them sends into a connection that is being closed."""
+
+
+async def serve(
+    *,
+    host: str,
+    port: int,
+    upstream: str,
+    scheduling: Scheduling,
+    settings: GatewaySettings,
+    log: Path | None,
+    publish: str | None,
+    subscribe: Sequence[str],
+    log_settings: dict[str, Any],
+    on_listening: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT, SIGTERM or cancellation. Meant for `uvloop.run`.
+
+    `port` 0 takes a free one; `on_listening` is told the address, http://host:port. `log_settings`
+    goes into the head of the log. Raises InputError when an address or the log cannot be used,
+    PartDiedError when the server stops by itself.
+    """
+    with ExitStack() as stack:
+        record = stack.enter_context(_recording(log, log_settings))
+        publisher = stack.enter_context(_publishing(publish))
+        control = ControlPlane(build_admission(scheduling))
+        desk = Desk(control, settings, record=record.write, publish=publisher)
+        app = build_app(desk, upstream, settings)
+        listener = stack.enter_context(_bound(host, port))
+        ear = stack.enter_context(Ear.listening(desk, subscribe))
+
+        def tick() -> None:
+            ear.look()
+            desk.tick(time.monotonic())
+
+        async with _every(_FLUSH_S, record.flush), _every(_TICK_S, tick):
+            await _run(app, desk, listener, on_listening)
+
+
+def server_config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,  # the engine's own headers pass
+        date_header=False,
+        timeout_keep_alive=_KEEP_S,
+        timeout_graceful_shutdown=_STUCK_S,
+    )
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are taken by `serve`: uvicorn would raise them again before the log is closed."""
+        yield
+
+
+async def _run(
+    app: Starlette, desk: Desk, listener: socket.socket, on_listening: Callable[[str], None]
+) -> None:
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    server = _Server(server_config(app), lambda: on_listening(address))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        with _told_to_stop() as stop:
+            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            raise PartDiedError("the gateway's server stopped by itself") from serving.exception()
+    finally:
+        desk.close("the gateway stops")
+        server.should_exit = True
+        await asyncio.wait({serving}, timeout=_GRACE_S)
+        await app.state.upstream.close()  # who still gets an answer, gets an error now
+        await asyncio.wait({serving})
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[asyncio.Future[None]]:
+    """A future that SIGINT or SIGTERM completes (in the main thread; others are cancelled)."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+    in_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+
+    def take() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    for number in signals:
+        loop.add_signal_handler(number, take)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        stop.cancel()
+
+
+@asynccontextmanager
+async def _every(period_s: float, action: Callable[[], None]) -> AsyncIterator[None]:
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            action()
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _publishing(endpoint: str | None) -> Iterator[Callable[[Sequence[Event]], None]]:
+    if endpoint is None:
+        yield lambda _: None
+        return
+    try:
+        publisher = Publisher(endpoint)
+    except zmq.ZMQError as error:
+        raise InputError(f"cannot publish on {endpoint}: {error.strerror}") from None
+    try:
+        yield publisher.send
+    finally:
+        publisher.close()
+
+
+class _Record:
+    """The log. A disk that fails costs the log, not the traffic."""
+
+    def __init__(self, log: LogWriter | None) -> None:
+        self._log = log
+
+    def write(self, event: Event) -> None:
+        self._try(lambda log: log.write(event))
+
+    def flush(self) -> None:
+        self._try(LogWriter.flush)
+
+    def close(self) -> None:
+        self._try(LogWriter.close)
+
+    def _try(self, do: Callable[[LogWriter], None]) -> None:
+        if self._log is None:
+            return
+        try:
+            do(self._log)
+        except OSError as error:
+            self._log = None
+            print(f"mars: the event log ends here: {error}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _recording(path: Path | None, settings: dict[str, Any]) -> Iterator[_Record]:
+    try:
+        record = _Record(LogWriter(path, settings) if path is not None else None)
+    except OSError as error:
+        raise InputError(f"cannot write the event log {path}: {error.strerror}") from None
+    try:
+        yield record
+    finally:
+        record.close()

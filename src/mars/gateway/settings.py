@@ -1,0 +1,24 @@
+"""The gateway's settings."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0.0)]
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    idle_s: Seconds = 120.0
+    """An admitted session without an open call that is silent this long has ended."""
+    tool_idle_s: Seconds = 3600.0
+    """A tool known to be queued or running keeps its session from being silent, so long at most."""
+    gone_s: Seconds = 10.0
+    """A client that cut a call has so long to come back; then its session has ended."""
+    body_bytes: Annotated[int, Meta(ge=1)] = 64 << 20
+    """Largest request body; more is answered with 413. Agent prompts are some 100 KB."""
+    connect_s: Seconds = 5.0
+    """Longest wait for a connection to the engine."""
+    keepalive_s: Seconds = 10.0
+    """A streaming request at the gate is sent an SSE comment this often, so that its client does
+    not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""

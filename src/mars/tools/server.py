@@ -1,0 +1,217 @@
+"""The tool server: HTTP in front of `runtime`, and the life of its process."""
+
+import asyncio
+import contextlib
+import hmac
+import math
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from mars.core.errors import InputError, PartDiedError
+from mars.core.events import Event
+from mars.stream.link import Publisher
+from mars.tools.runtime import ToolCall, ToolRuntime
+from mars.tools.settings import ToolSettings
+from mars.tools.wire import Health, Refusal, RunRequest, ServerState
+
+_encoder = msgspec.json.Encoder()
+_requests = msgspec.json.Decoder(RunRequest)
+_LAST_LINES_S = 5  # for clients to read the end of their answers, at shutdown
+
+
+def build_app(settings: ToolSettings, token: str, emit: Callable[[Event], None]) -> Starlette:
+    """The app; its `state.runtime` is the `ToolRuntime`.
+
+    Raises InputError when the settings name a core that does not exist.
+    """
+    runtime = ToolRuntime(settings, emit)
+
+    async def health(_request: Request) -> Response:
+        book = runtime.book
+        now = Health(
+            cores=tuple(book.cores), slots=book.slots, running=book.running, waiting=book.waiting
+        )
+        return Response(_encoder.encode(now), media_type="application/json")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await runtime.stop()
+
+    app = Starlette(
+        routes=[
+            Route("/run", _Run(runtime, token), methods=["POST"]),
+            Route("/health", health, methods=["GET"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _on_http_error},
+    )
+    app.state.runtime = runtime
+    return app
+
+
+class _Run:
+    """POST /run. Plain ASGI: a client that leaves must be noticed while nothing is sent."""
+
+    def __init__(self, runtime: ToolRuntime, token: str) -> None:
+        self._runtime = runtime
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        opened = await self._open(Request(scope, receive))
+        if opened is None:
+            return
+        if isinstance(opened, Response):
+            await opened(scope, receive, send)
+            return
+        watch = asyncio.create_task(_cancel_on_disconnect(receive, opened))
+        try:
+            await _stream(opened, send)
+        finally:
+            opened.cancel()
+            watch.cancel()
+
+    async def _open(self, request: Request) -> ToolCall | Response | None:
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            return _refuse(401, "wrong or missing token (Authorization: Bearer ...)")
+        try:
+            return self._runtime.open(_requests.decode(await request.body()))
+        except (InputError, msgspec.DecodeError) as error:
+            return _refuse(400, str(error))
+        except PartDiedError as error:
+            return _refuse(503, str(error))
+        except ClientDisconnect:
+            return None
+
+
+async def _stream(call: ToolCall, send: Send) -> None:
+    headers = [(b"content-type", b"application/x-ndjson")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    while line := await call.lines.get():
+        body = _encoder.encode(line) + b"\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _cancel_on_disconnect(receive: Receive, call: ToolCall) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.cancel()
+
+
+def _refuse(status: int, text: str) -> Response:
+    return Response(_encoder.encode(Refusal(error=text)), status, media_type="application/json")
+
+
+async def _on_http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    return _refuse(error.status_code, error.detail)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # `serve` has its own: commands end first, and the state file goes away
+
+
+async def serve(
+    settings: ToolSettings,
+    *,
+    host: str,
+    port: int,
+    token: str,
+    publish: str | None,
+    state_file: Path,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then end every command. Call it as `uvloop.run(serve(...))`.
+
+    `port` 0: any free one. `publish`: the ZeroMQ endpoint for events. `state_file` is there while
+    the server listens. Main thread only.
+
+    Raises InputError when it cannot listen on the address, lend the cores or write the file;
+    zmq.ZMQError when `publish` is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        emit: Callable[[Event], None] = _drop
+        if publish is not None:
+            publisher = Publisher(publish)
+            stack.callback(publisher.close)
+            emit = lambda event: publisher.send([event])  # noqa: E731
+        app = build_app(settings, token, emit)
+        runtime: ToolRuntime = app.state.runtime
+        listener = stack.enter_context(_listen(host, port))
+        server = _Server(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_level="warning",
+                timeout_graceful_shutdown=math.ceil(settings.grace_s) + _LAST_LINES_S,
+            )
+        )
+
+        def stop() -> None:
+            runtime.cancel_all()
+            server.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+            stack.callback(loop.remove_signal_handler, number)
+        state = ServerState(url=_url(listener), token=token)
+        stack.enter_context(_state_file(state_file, state))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            await runtime.stop()
+
+
+def _drop(_event: Event) -> None:
+    pass
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(f"the tool server cannot listen on {host}:{port}: {error}") from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+@contextlib.contextmanager
+def _state_file(path: Path, state: ServerState) -> Iterator[None]:
+    """Written whole or not at all, for its owner only; removed at the end unless a successor's."""
+    text = _encoder.encode(state)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+        Path(draft).replace(path)
+    except OSError as error:
+        raise InputError(f"the tool server cannot write its state file: {error}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_bytes() == text:
+                path.unlink()

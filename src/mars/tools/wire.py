@@ -1,0 +1,96 @@
+"""What the tool server and its clients say to each other.
+
+    POST /run     RunRequest as JSON -> lines of JSON: Queued Started Output* Finished
+    GET  /health  Health
+
+A client that goes away cancels its command. An answer without Finished: the server died.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+Why = Literal["ended", "timeout", "cancelled"]
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    argv: Annotated[list[NonEmpty], msgspec.Meta(min_length=1)]
+    """No shell: `["sh", "-c", text]` asks for one."""
+    session_id: NonEmpty
+    tool: str = ""
+    """What durations are learned by. Empty: the program's name, see `tool_name`."""
+    cores: Annotated[int, msgspec.Meta(ge=1)] = 1
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] | None = None
+    """None: the server's. Counted from the start of the command, not from the request."""
+    cwd: NonEmpty | None = None
+    """None: the server's."""
+    env: dict[NonEmpty, str] | None = None
+    """Added to the server's."""
+
+    def __post_init__(self) -> None:
+        env = self.env or {}
+        if any("\0" in text for text in (*self.argv, self.cwd or "", *env, *env.values())):
+            raise ValueError("argv, cwd and env cannot contain a NUL character")
+        if any("=" in name for name in env):
+            raise ValueError("the name of an environment variable cannot contain '='")
+
+    @property
+    def tool_name(self) -> str:
+        return self.tool or self.argv[0].rstrip("/").rpartition("/")[2] or self.argv[0]
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag=True):
+    pass
+
+
+class Queued(_Line, frozen=True, kw_only=True):
+    tool_id: str
+
+
+class Started(_Line, frozen=True, kw_only=True):
+    cores: tuple[int, ...]
+    """CPU numbers the command runs on."""
+    wait_s: float
+
+
+class Output(_Line, frozen=True, kw_only=True):
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class Finished(_Line, frozen=True, kw_only=True):
+    exit_code: int
+    """128 + n: ended by signal n. 127: not found. 126: cannot run. 143: cancelled before it ran."""
+    why: Why
+    wait_s: float
+    run_s: float
+    """Until the last process of the tree was gone."""
+    cpu_s: float
+    peak_memory_bytes: int
+    """Of the tree's largest process."""
+    dropped_bytes: int
+    """Output beyond the server's `output_bytes`, both streams."""
+
+
+Line = Queued | Started | Output | Finished
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    cores: tuple[int, ...]
+    slots: int
+    running: int
+    waiting: int
+
+
+class ServerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state file: how a client on the machine finds the server."""
+
+    url: str
+    token: str
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every answer that is not 2xx."""
+
+    error: str

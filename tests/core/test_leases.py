@@ -1,0 +1,170 @@
+"""No core is lent twice, none is lost, and nobody who waits is overtaken."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mars.core.decisions import Grant
+from mars.core.errors import InputError
+from mars.core.ids import ToolId
+from mars.core.leases import LeaseBook
+
+
+def ids(grants: Sequence[Grant]) -> list[str]:
+    return [grant.tool_id for grant in grants]
+
+
+def tool(name: str) -> ToolId:
+    return ToolId(name)
+
+
+class Book(RuleBasedStateMachine):
+    """The book beside a list of who waits and a list of who runs, told only by its grants."""
+
+    @initialize(cores=st.integers(1, 5), share=st.integers(1, 3))
+    def open(self, cores: int, share: int) -> None:
+        self.cores, self.share = cores, share
+        self.book = LeaseBook(range(cores), share)
+        self.asked = 0
+        self.queue: list[tuple[ToolId, int]] = []
+        self.lent: dict[ToolId, tuple[int, ...]] = {}
+
+    @rule(cores=st.integers(1, 5))
+    def ask(self, cores: int) -> None:
+        self.asked += 1
+        tool_id = tool(str(self.asked))
+        if cores > self.cores:
+            with pytest.raises(InputError):
+                self.book.ask(tool_id, cores)
+        else:
+            self.queue.append((tool_id, cores))
+            self.carry_out(self.book.ask(tool_id, cores))
+
+    @precondition(lambda self: self.queue or self.lent)
+    @rule(data=st.data())
+    def ask_again(self, data: st.DataObject) -> None:
+        known = [tool_id for tool_id, _ in self.queue] + list(self.lent)
+        with pytest.raises(InputError, match="already known"):
+            self.book.ask(data.draw(st.sampled_from(known)), 1)
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        tool_id = data.draw(st.sampled_from(list(self.lent)))
+        del self.lent[tool_id]
+        self.carry_out(self.book.give_back(tool_id))
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        item = data.draw(st.sampled_from(self.queue))
+        self.queue.remove(item)
+        self.carry_out(self.book.give_back(item[0]))
+
+    @rule()
+    def give_back_what_nobody_knows(self) -> None:
+        assert self.book.give_back(tool("unknown")) == []
+
+    def carry_out(self, grants: list[Grant]) -> None:
+        for grant in grants:
+            tool_id, cores = self.queue.pop(0)
+            assert grant.tool_id == tool_id, "somebody was overtaken"
+            assert len(set(grant.cores)) == len(grant.cores) == cores
+            left = set(self.free()) - set(grant.cores)
+            assert set(grant.cores) <= set(self.free())
+            busiest = max(self.load(core) for core in grant.cores)
+            assert all(self.load(core) >= busiest for core in left), "a calmer core was free"
+            self.lent[tool_id] = grant.cores
+
+    def load(self, core: int) -> int:
+        return sum(core in cores for cores in self.lent.values())
+
+    def free(self) -> list[int]:
+        return [core for core in range(self.cores) if self.load(core) < self.share]
+
+    @invariant()
+    def the_book_adds_up(self) -> None:
+        self.book.check()
+        assert self.book.running == len(self.lent)
+        assert self.book.waiting == len(self.queue)
+        assert self.book.slots == self.cores * self.share
+
+    @invariant()
+    def nobody_waits_for_what_is_free(self) -> None:
+        assert not self.queue or self.queue[0][1] > len(self.free())
+
+    def teardown(self) -> None:
+        """Everybody who waits gets cores in the end."""
+        if not hasattr(self, "book"):
+            return  # hypothesis tears down a machine that was never opened, too
+        while self.lent:
+            tool_id, _ = self.lent.popitem()
+            self.carry_out(self.book.give_back(tool_id))
+            self.book.check()
+        assert not self.queue
+        assert (self.book.running, self.book.waiting) == (0, 0)
+
+
+TestBook = Book.TestCase
+
+
+def test_a_call_for_two_cores_is_not_starved_by_calls_for_one() -> None:
+    book = LeaseBook(range(2))
+    assert ids(book.ask(tool("a"), 1)) == ["a"]
+    assert ids(book.ask(tool("b"), 1)) == ["b"]
+    assert book.ask(tool("wide"), 2) == []
+    assert book.ask(tool("c"), 1) == []
+    assert book.give_back(tool("a")) == [], "a core is free, but the wide call is first in line"
+    assert ids(book.give_back(tool("b"))) == ["wide"]
+    assert ids(book.give_back(tool("wide"))) == ["c"]
+
+
+def test_a_wide_call_that_leaves_the_queue_lets_the_next_one_in() -> None:
+    book = LeaseBook(range(2))
+    book.ask(tool("a"), 1)
+    book.ask(tool("wide"), 2)
+    book.ask(tool("b"), 1)
+    assert ids(book.give_back(tool("wide"))) == ["b"]
+
+
+def test_shared_cores_are_filled_evenly() -> None:
+    book = LeaseBook([4, 6, 8, 9], share=2)
+    grants = [book.ask(tool(str(n)), 1)[0].cores for n in range(8)]
+    assert grants == [(4,), (6,), (8,), (9,)] * 2
+    assert book.ask(tool("more"), 1) == []
+
+
+def test_a_shared_core_is_never_given_twice_to_one_call() -> None:
+    book = LeaseBook([0, 1], share=4)
+    assert [book.ask(tool(str(n)), 2)[0].cores for n in range(4)] == [(0, 1)] * 4
+    with pytest.raises(InputError, match="asked for 3 cores; this server lends 2"):
+        book.ask(tool("too many"), 3)
+
+
+@pytest.mark.parametrize("cores", [0, -1, 3])
+def test_an_ask_that_could_never_be_granted_is_refused_at_once(cores: int) -> None:
+    book = LeaseBook([0, 1])
+    with pytest.raises(InputError):
+        book.ask(tool("a"), cores)
+    assert (book.running, book.waiting) == (0, 0)
+
+
+def test_a_book_without_a_slot_is_refused() -> None:
+    with pytest.raises(InputError, match="no cores"):
+        LeaseBook([])
+    with pytest.raises(InputError, match="shared by 0"):
+        LeaseBook([0], share=0)
+
+
+def test_check_sees_a_book_that_was_cooked() -> None:
+    book = LeaseBook([0, 1])
+    book.ask(tool("a"), 1)
+    book._load[1] += 1
+    with pytest.raises(AssertionError, match="no lease names"):
+        book.check()
+    book._leases[tool("b")] = (0, 1)
+    book._load[0] += 1
+    with pytest.raises(AssertionError, match="lent twice"):
+        book.check()

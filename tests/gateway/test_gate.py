@@ -1,0 +1,330 @@
+"""Who waits, who enters when, and how a session ends."""
+
+import asyncio
+
+import msgspec
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+from tests.gateway.conftest import (
+    DONE,
+    JSON,
+    ONE_AT_A_TIME,
+    STREAM,
+    Engine,
+    Exchange,
+    answer_of,
+    event_of,
+    gateway,
+    hanging,
+    until,
+)
+
+from mars.core import events as ev
+from mars.gateway.settings import GatewaySettings
+
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello?"}]
+FINAL = {"X-Session-Final": "1"}
+
+
+async def on_cue(exchange: Exchange) -> None:
+    """Answers when the test sets `closed`."""
+    await exchange.closed.wait()
+    await exchange.answer(200, JSON, answer_of("Hello"))
+
+
+async def test_the_second_session_waits_and_the_first_goes_on(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        first = rig.post("a")
+        call = await engine.called(1)
+        second = rig.post("b")
+        await rig.gated("b")
+        status, rows = await rig.status(), await rig.sessions()
+        assert (status.window, status.active, status.gated, status.sessions) == (1, 1, 1, 2)
+        assert status.why_not == rows["b"].why == "1 sessions are active, the window is 1"
+        assert (rows["a"].phase, rows["a"].turn, rows["a"].why) == ("queued", 1, "")
+        assert 0 <= rows["b"].phase_s < 20
+        again = rig.post("a")  # a second call of the first, while the second session waits
+        (await engine.called(2)).closed.set()
+        assert (await again).status == 200
+        assert rig.phases == {"a": "queued", "b": "gated"}
+        assert not second.done()
+        call.closed.set()
+        assert (await first).status == 200
+        second.cancel()
+        assert await rig.ended("b") == "client left at the gate"
+
+
+class TestEnds:
+    """However the first session ends, the second enters."""
+
+    async def enters(self, engine: Engine, second: "asyncio.Task[object]") -> None:
+        exchange = await engine.called(2)
+        assert exchange.header("x-session-id") == "b"
+        exchange.closed.set()
+        await second
+
+    @pytest.mark.parametrize("name", ["X-Session-Final", "X-Dynamo-Session-Final"])
+    async def test_by_header(self, engine: Engine, name: str) -> None:
+        engine.script = on_cue
+        async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+            first = rig.post("a", headers={name: "true"})
+            await engine.called(1)
+            second = rig.post("b")
+            await rig.gated("b")
+            engine.seen[0].closed.set()
+            assert (await first).status == 200
+            assert await rig.ended("a") == "its final request is answered"
+            await self.enters(engine, second)
+
+    @pytest.mark.parametrize(
+        ("method", "path"), [("DELETE", "/mars/sessions/a"), ("POST", "/mars/sessions/a/end")]
+    )
+    async def test_by_endpoint(self, engine: Engine, method: str, path: str) -> None:
+        """Though its call is open: the call goes on, and its end is counted as late."""
+        engine.script = on_cue
+        async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+            first = rig.post("a")
+            await engine.called(1)
+            second = rig.post("b")
+            await rig.gated("b")
+            async with rig.http.request(method, rig.url + path) as response:
+                assert (response.status, await response.json()) == (200, {"ended": "a"})
+            await self.enters(engine, second)
+            async with rig.http.request(method, rig.url + path) as response:
+                assert response.status == 404
+            assert rig.ends("a") == ["ended by request"]
+            engine.seen[0].closed.set()
+            assert (await first).status == 200
+            await rig.finished(2)
+            assert (await rig.status()).late == 1
+
+    async def test_by_silence(self, engine: Engine) -> None:
+        settings = GatewaySettings(idle_s=0.05)
+        async with gateway(engine.url, settings, ONE_AT_A_TIME) as rig:
+            engine.script = on_cue
+            first = rig.post("a")
+            await engine.called(1)
+            second = rig.post("b")
+            await rig.gated("b")
+            engine.seen[0].closed.set()
+            await first
+            # One finished call of one active session is a turnover, and the window may grow.
+            await self.enters(engine, second)
+            assert await rig.ended("a") == "silent for 0.05 s"
+
+    async def test_by_a_client_that_left_in_mid_call(self, engine: Engine) -> None:
+        engine.script = on_cue
+        async with gateway(engine.url, GatewaySettings(gone_s=0.05), ONE_AT_A_TIME) as rig:
+            first = rig.post("a")
+            await engine.called(1)
+            second = rig.post("b")
+            await rig.gated("b")
+            first.cancel()
+            assert await rig.ended("a") == "the client left and was not back within 0.05 s"
+            await self.enters(engine, second)
+
+    async def test_by_a_client_that_left_at_the_gate(self, engine: Engine) -> None:
+        engine.script = on_cue
+        async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+            first = rig.post("a", headers=FINAL)
+            await engine.called(1)
+            gone, second = rig.post("x"), rig.post("b")
+            await rig.gated("x")
+            await rig.gated("b")
+            gone.cancel()
+            assert await rig.ended("x") == "client left at the gate"
+            engine.seen[0].closed.set()
+            await first
+            await self.enters(engine, second)
+            assert {exchange.header("x-session-id") for exchange in engine.seen} == {"a", "b"}
+
+    async def test_an_id_with_a_slash_can_be_ended(self, engine: Engine) -> None:
+        async with gateway(engine.url) as rig:
+            await rig.say("a/b c")
+            async with rig.http.delete(rig.url + "/mars/sessions/a%2Fb%20c") as response:
+                assert await response.json() == {"ended": "a/b c"}
+
+
+async def test_one_of_two_waiters_may_leave(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        first = rig.post("a", headers=FINAL)
+        await engine.called(1)
+        stays, leaves = rig.post("b"), rig.post("b")
+        await rig.gated("b")
+        stay = rig.desk._stays[ev.SessionId("b")]
+        await until(lambda: len(stay.waiting) == 2)
+        leaves.cancel()
+        await until(lambda: len(stay.waiting) == 1)
+        engine.seen[0].closed.set()
+        await first
+        (await engine.called(2)).closed.set()
+        assert (await stays).status == 200
+        assert rig.ends("b") == []
+
+
+async def test_all_waiting_requests_of_a_session_enter_together(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        first = rig.post("a", headers=FINAL)
+        await engine.called(1)
+        three = [rig.post("b") for _ in range(3)]
+        await rig.gated("b")
+        stay = rig.desk._stays[ev.SessionId("b")]
+        await until(lambda: len(stay.waiting) == 3)
+        engine.seen[0].closed.set()
+        await first
+        await engine.called(4)
+        for exchange in engine.seen:
+            exchange.closed.set()
+        assert [(await task).status for task in three] == [200] * 3
+        assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 1, 2, 3]
+
+
+async def test_who_waits_while_its_session_is_ended_is_told(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        first = rig.post("a")
+        await engine.called(1)
+        second = rig.post("b")
+        await rig.gated("b")
+        await rig.http.delete(rig.url + "/mars/sessions/b")
+        response = await second
+        assert response.status == 410
+        error = msgspec.json.decode(await response.read())["error"]
+        assert error["type"] == "session_ended"
+        assert "ended by request" in error["message"]
+        first.cancel()
+
+
+async def test_a_request_without_id_is_a_session_for_as_long_as_it_lasts(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        first = rig.post(None)
+        await engine.called(1)
+        second = rig.post(None)
+        await until(lambda: sorted(rig.phases.values()) == ["gated", "queued"])
+        engine.seen[0].closed.set()
+        await first
+        (await engine.called(2)).closed.set()
+        await second
+        await until(lambda: not rig.phases)
+        ids = {event.session_id for event in rig.of(ev.SessionArrived)}
+        assert len(ids) == 2
+        assert {event.rule for event in rig.of(ev.SessionArrived)} == {"none"}
+        assert {event.session_id for event in rig.of(ev.SessionEnded)} == ids
+
+
+async def test_who_returns_after_its_end_is_a_new_session(engine: Engine) -> None:
+    async with gateway(engine.url, GatewaySettings(idle_s=0.02)) as rig:
+        await rig.say("a")
+        await rig.ended("a")
+        await rig.say("a")
+        await until(lambda: len(rig.ends("a")) == 2)
+        assert len(rig.of(ev.SessionArrived)) == 2
+        assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 1]
+
+
+async def test_who_comes_back_in_time_keeps_its_place(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, GatewaySettings(gone_s=1e6, idle_s=1e6)) as rig:
+        call = rig.post("a")
+        await engine.called(1)
+        call.cancel()
+        await rig.finished(1)
+        again = rig.post("a")
+        (await engine.called(2)).closed.set()
+        await again
+        assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 2]
+        assert rig.ends("a") == []
+
+
+class TestKeepAlive:
+    async def test_a_waiting_stream_is_kept_alive(self, engine: Engine) -> None:
+        async def script(exchange: Exchange) -> None:
+            if exchange.header("x-session-id") == "a":
+                await on_cue(exchange)
+            else:
+                await exchange.begin(200, STREAM)
+                await exchange.write(event_of("Hello"))
+                await exchange.write(DONE, last=True)
+
+        engine.script = script
+        async with gateway(engine.url, GatewaySettings(keepalive_s=0.02), ONE_AT_A_TIME) as rig:
+            first = rig.post("a", headers=FINAL)
+            await engine.called(1)
+            response = await rig.post("b", stream=True)  # returns: the headers are out
+            assert response.headers["content-type"].startswith("text/event-stream")
+            for _ in range(3):
+                assert await response.content.readuntil(b"\n\n") == b": queued\n\n"
+            assert rig.phases["b"] == "gated"
+            engine.seen[0].closed.set()
+            await first
+            rest = await response.read()
+            assert rest.replace(b": queued\n\n", b"") == event_of("Hello") + DONE
+
+    async def test_openai_reads_past_the_comments(self, engine: Engine) -> None:
+        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
+            await rig.say("a")
+            stream = await rig.openai("b").chat.completions.create(
+                model="m", messages=ASK, stream=True
+            )
+            asyncio.get_running_loop().call_later(0.05, rig.desk.end, ev.SessionId("a"), "test")
+            said = [chunk.choices[0].delta.content async for chunk in stream]
+            assert said == ["Hello", ", ", "world"]
+
+    async def test_a_short_wait_leaves_the_engines_error_as_it_is(self, engine: Engine) -> None:
+        async def script(exchange: Exchange) -> None:
+            await exchange.answer(400, JSON, b'{"error": {"message": "no"}}')
+
+        async with gateway(engine.url, GatewaySettings(keepalive_s=60), ONE_AT_A_TIME) as rig:
+            await rig.say("a")
+            engine.script = script
+            second = rig.post("b", stream=True)
+            await rig.gated("b")
+            rig.desk.end(ev.SessionId("a"), "test")
+            response = await second
+            assert (response.status, await response.read()) == (400, b'{"error": {"message": "no"}}')
+
+    @pytest.mark.parametrize(
+        ("said", "told"),
+        [(b'{"error":{"message":\n"no"}}', '"no"'), (b"so sorry", "so sorry"), (b"{}", "{}")],
+    )
+    async def test_after_a_long_wait_the_error_is_an_event(
+        self, engine: Engine, said: bytes, told: str
+    ) -> None:
+        async def script(exchange: Exchange) -> None:
+            await exchange.answer(400, JSON, said)
+
+        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
+            await rig.say("a")
+            engine.script = script
+            client = rig.openai("b")
+            stream = await client.chat.completions.create(model="m", messages=ASK, stream=True)
+            rig.desk.end(ev.SessionId("a"), "test")
+            with pytest.raises(openai.APIError) as caught:
+                await anext(stream)
+            assert told.strip('"') in str(caught.value)
+            assert (await rig.finished(2)).why == "HTTP 400"
+
+    async def test_a_plain_request_waits_in_silence(self, engine: Engine) -> None:
+        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
+            await rig.say("a")
+            plain, stream = rig.post("b"), rig.post("c", stream=True)
+            response = await stream
+            for _ in range(3):
+                await response.content.readuntil(b"\n\n")
+            assert not plain.done()
+            rig.desk.end(ev.SessionId("a"), "test")
+            assert await (await plain).read() == answer_of("Hello, world")
+
+    async def test_a_client_that_leaves_between_comments(self, engine: Engine) -> None:
+        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
+            await rig.say("a")
+            response = await rig.post("b", stream=True)
+            await response.content.readuntil(b"\n\n")
+            response.close()
+            assert await rig.ended("b") == "client left at the gate"
+            assert len(engine.seen) == 1

@@ -1,0 +1,119 @@
+"""Which session is a request of?"""
+
+from itertools import combinations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mars.core.errors import InputError
+from mars.gateway.identity import Identity, identify
+
+HEADERS = (
+    b"x-session-id",
+    b"x-dynamo-session-id",
+    b"x-claude-code-agent-id",
+    b"x-claude-code-session-id",
+    b"session-id",
+    b"session_id",
+    b"thread-id",
+    b"x-session-affinity",
+    b"x-litellm-session-id",
+    b"x-correlation-id",
+    b"x-smg-routing-key",
+)
+FIELDS = ("session_id", "program_id", "job_id", "vllm_xargs.session_id", "prompt_cache_key")
+
+
+def body(**fields: object) -> bytes:
+    return msgspec.json.encode({"model": "m", "messages": [{"content": "x" * 100}]} | fields)
+
+
+def named(field: str, value: object) -> dict[str, object]:
+    if field == "vllm_xargs.session_id":
+        return {"vllm_xargs": {"session_id": value, "other": 1}}
+    return {field: value}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_each_header_names_the_session(name: bytes) -> None:
+    found = identify([(b"accept", b"*/*"), (name, b" abc ")], body())
+    assert found == Identity(session_id="abc", rule=f"header {name.decode()}", final=False)
+
+
+@pytest.mark.parametrize(("first", "second"), combinations(HEADERS, 2))
+def test_an_earlier_header_rule_wins(first: bytes, second: bytes) -> None:
+    assert identify([(second, b"2"), (first, b"1")], b"").session_id == "1"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_each_field_names_the_session(field: str) -> None:
+    found = identify([], body(**named(field, "abc")))
+    assert found == Identity(session_id="abc", rule=f"body {field}", final=False)
+
+
+@pytest.mark.parametrize(("first", "second"), combinations(FIELDS, 2))
+def test_an_earlier_field_rule_wins(first: str, second: str) -> None:
+    assert identify([], body(**named(second, "2"), **named(first, "1"))).session_id == "1"
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_wins_over_the_body(name: bytes) -> None:
+    assert identify([(name, b"header")], body(session_id="body")).session_id == "header"
+
+
+def test_a_body_is_not_read_when_a_header_matched() -> None:
+    assert identify([(b"x-session-id", b"a")], b"{no json").session_id == "a"
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", True, [1], {"a": 1}])
+def test_what_is_no_id_leaves_the_next_rule_its_turn(empty: object) -> None:
+    fields = named("session_id", empty) | named("job_id", 7)
+    assert identify([(b"x-session-id", b" ")], body(**fields)) == Identity(
+        session_id="7", rule="body job_id", final=False
+    )
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"session_id":"\\ud800"}', b"[" * 100_000]
+)
+def test_no_id_is_a_session_of_its_own_that_ends_with_the_request(raw: bytes) -> None:
+    assert identify([], raw) == Identity(session_id=None, rule="none", final=True)
+
+
+@given(st.binary(max_size=300))
+def test_no_body_whatsoever_raises_more_than_a_bad_id(raw: bytes) -> None:
+    try:
+        identify([], raw)
+    except InputError as error:
+        assert "session id" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("name", [b"x-session-final", b"x-dynamo-session-final"])
+@pytest.mark.parametrize(
+    ("value", "final"), [(b"1", True), (b"true", True), (b"True", True), (b"0", False), (b"", False)]
+)
+def test_final(name: bytes, value: bytes, *, final: bool) -> None:
+    assert identify([(b"x-session-id", b"a"), (name, value)], b"").final is final
+
+
+def test_an_id_of_256_characters_is_one_and_of_257_is_none() -> None:
+    assert identify([(b"session-id", b"a" * 256)], b"").session_id == "a" * 256
+    with pytest.raises(InputError, match="257 characters; 256 is the most"):
+        identify([(b"session-id", b"a" * 257)], b"")
+    with pytest.raises(InputError, match=r"body job_id.* 300 characters"):
+        identify([], body(job_id="a" * 300))
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\nb", "a\x7fb", "a\x85b", "a\u2028b"])
+def test_an_id_that_cannot_be_printed_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"header session-id.*cannot be printed"):
+        identify([(b"session-id", text.encode())], b"")
+    with pytest.raises(InputError, match=r"body session_id.*cannot be printed"):
+        identify([], body(session_id=text))
+
+
+def test_a_header_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be printed"):
+        identify([(b"session-id", b"\xe9")], b"")

@@ -1,0 +1,150 @@
+"""A tool server on loopback, in this process and on uvloop; the laws are checked when it stops."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+import uvicorn
+import uvloop
+
+from mars.core.events import Event, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
+from mars.tools.client import ToolClient
+from mars.tools.runtime import ToolRuntime
+from mars.tools.server import build_app
+from mars.tools.settings import ToolSettings
+from mars.tools.wire import Finished, Output, RunRequest
+
+TOKEN = "a token"
+
+
+@pytest.fixture
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    return uvloop.EventLoopPolicy()
+
+
+@dataclass
+class Ran:
+    finished: Finished
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+@dataclass
+class Rig:
+    url: str
+    client: ToolClient
+    runtime: ToolRuntime
+    events: list[Event] = field(default_factory=list)
+
+    async def sh(self, text: str, **changes: object) -> Ran:
+        return await self.run("sh", "-c", text, **changes)
+
+    async def python(self, text: str, **changes: object) -> Ran:
+        return await self.run(sys.executable, "-c", text, **changes)
+
+    async def run(self, *argv: str, **changes: object) -> Ran:
+        streams: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+
+        def take(output: Output) -> None:
+            streams[output.stream].extend(output.data)
+
+        finished = await self.client.run(request(*argv, **changes), take)
+        return Ran(finished, bytes(streams["stdout"]), bytes(streams["stderr"]))
+
+    async def started(self, count: int) -> None:
+        await until(lambda: sum(isinstance(e, ToolStarted) for e in self.events) >= count)
+
+    def idle(self) -> bool:
+        return self.runtime.book.running == self.runtime.book.waiting == 0
+
+
+def request(*argv: str, **changes: object) -> RunRequest:
+    known: dict[str, object] = {"argv": list(argv), "session_id": "s"}
+    return RunRequest(**(known | changes))  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        await asyncio.sleep(0.005)
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def all_gone() -> bool:
+    """No children, once the orphans of a server that was another process have been waited for."""
+    for child in children():
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, os.WNOHANG)
+    return children() == []
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: object) -> AsyncIterator[Rig]:
+    """Yields a server that lends core 0, unless `settings` says otherwise."""
+    known: dict[str, object] = {"cores": (0,), "grace_s": 0.5}
+    lent = ToolSettings(**(known | settings))  # type: ignore[arg-type]
+    events: list[Event] = []
+    app = build_app(lent, TOKEN, events.append)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))
+    serve = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    try:
+        async with ToolClient(url, TOKEN) as client:
+            rig = Rig(url, client, app.state.runtime, events)
+            yield rig
+            await until(rig.idle)
+    finally:
+        server.should_exit = True
+        await serve
+    rig.runtime.book.check()
+    check_events(events, lent.share)
+    assert children() == []
+
+
+def check_events(events: list[Event], share: int = 1) -> None:
+    """Every call is queued, perhaps started, finished; what is sampled adds up at every moment."""
+    queued: dict[str, ToolQueued] = {}
+    running: dict[str, ToolStarted] = {}
+    wait_s = 0.0
+    assert [event.at_s for event in events] == sorted(event.at_s for event in events)
+    for event in events:
+        match event:
+            case ToolQueued():
+                assert event.tool_id not in queued | running
+                queued[event.tool_id] = event
+            case ToolStarted():
+                before = queued.pop(event.tool_id)
+                assert (event.session_id, event.tool) == (before.session_id, before.tool)
+                assert event.wait_s == pytest.approx(event.at_s - before.at_s)
+                assert len(event.cores) == before.cores
+                wait_s += 0.2 * (event.wait_s - wait_s)
+                running[event.tool_id] = event
+                lent = [core for started in running.values() for core in started.cores]
+                assert all(lent.count(core) <= share for core in lent)
+            case ToolFinished(exit_code=None):
+                assert event.why == "cancelled"
+                queued.pop(event.tool_id)
+            case ToolFinished():
+                assert 0 <= event.run_s <= event.at_s - running.pop(event.tool_id).at_s
+                assert event.cpu_s >= 0
+            case ToolsSampled():
+                assert (event.running, event.waiting) == (len(running), len(queued))
+                assert event.wait_s == pytest.approx(wait_s)
+            case _:
+                raise AssertionError(event)
+    assert not queued
+    assert not running

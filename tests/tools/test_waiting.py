@@ -1,0 +1,60 @@
+"""Commands that share cores."""
+
+import asyncio
+from pathlib import Path
+
+from tests.tools.conftest import serving, until
+
+from mars.core.events import ToolStarted
+
+
+async def test_the_second_waits_for_the_core(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with serving() as rig:
+        first = asyncio.create_task(rig.sh(f"while [ ! -e {gate} ]; do sleep 0.01; done"))
+        await rig.started(1)
+        second = asyncio.create_task(rig.sh("true"))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        await asyncio.sleep(0.2)  # a wait that can be told from none
+        assert rig.runtime.book.running == 1
+        gate.touch()
+        assert (await first).finished.wait_s < 0.1
+        assert 0.2 <= (await second).finished.wait_s < 5
+
+
+async def test_a_shared_core_takes_as_many_as_settings_say(tmp_path: Path) -> None:
+    script = f"touch {tmp_path}/$0; while [ $(ls {tmp_path} | wc -l) -lt 3 ]; do sleep 0.01; done"
+    async with serving(share=3) as rig:
+        calls = [rig.run("sh", "-c", script, str(n)) for n in range(3)]
+        assert [ran.finished.exit_code for ran in await asyncio.gather(*calls)] == [0, 0, 0]
+
+
+async def test_a_command_for_all_cores_is_not_overtaken(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with serving(cores=(0, 1)) as rig:
+        narrow = asyncio.create_task(rig.sh(f"while [ ! -e {gate} ]; do sleep 0.01; done"))
+        await rig.started(1)
+        wide = asyncio.create_task(rig.sh("true", cores=2, tool="wide"))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        late = asyncio.create_task(rig.sh("true", tool="late"))
+        await until(lambda: rig.runtime.book.waiting == 2)
+        gate.touch()
+        await asyncio.gather(narrow, wide, late)
+        started = [event.tool for event in rig.events if isinstance(event, ToolStarted)]
+        assert started == ["sh", "wide", "late"]
+
+
+async def test_cancelled_in_the_queue(tmp_path: Path) -> None:
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    async with serving() as rig:
+        first = asyncio.create_task(rig.sh(f"while [ ! -e {gate} ]; do sleep 0.01; done"))
+        await rig.started(1)
+        second = asyncio.create_task(rig.sh(f"touch {never}"))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        second.cancel()
+        await until(lambda: rig.runtime.book.waiting == 0)
+        assert rig.runtime.book.running == 1
+        gate.touch()
+        await first
+        assert (await rig.sh("true")).finished.exit_code == 0
+        assert not never.exists()
