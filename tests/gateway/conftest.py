@@ -7,7 +7,7 @@ that none was broken and that the control plane never failed.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ T = TypeVar("T", bound=ev.Fact)
 
 CHAT = "/v1/chat/completions"
 ONE_AT_A_TIME = Scheduling(policy="mars", window=WindowSettings(first=1, blind_s=1e6))
-"""Grows with a turnover: a session that waits while another finishes a call may enter."""
+"""With the engine's KV full, as `gateway` reports it then: the window stays at one session."""
 
 
 @pytest.fixture
@@ -193,13 +193,14 @@ class Rig:
     desk: Desk
     http: aiohttp.ClientSession
     events: list[ev.Event]
+    clients: AsyncExitStack
 
     def post(self, session_id: str | None, **how: Any) -> asyncio.Task[aiohttp.ClientResponse]:
         """A call of a session; the task is done with the headers of its answer."""
         headers = dict(how.pop("headers", {}))
         if session_id is not None:
             headers["X-Session-ID"] = session_id
-        body = {"model": "m", "messages": [], **how}
+        body = {"model": "m", "messages": []} | how.pop("fields", {}) | how
         request = self.http.post(self.url + CHAT, json=body, headers=headers)
         return asyncio.ensure_future(request.__aenter__())
 
@@ -209,13 +210,15 @@ class Rig:
         assert response.status == 200, await response.text()
         return await response.read()
 
-    def openai(self, session_id: str = "s") -> AsyncOpenAI:
-        return AsyncOpenAI(
+    def openai(self, session_id: str | None = "s") -> AsyncOpenAI:
+        client = AsyncOpenAI(
             base_url=self.url + "/v1",
             api_key="none",
             max_retries=0,
-            default_headers={"X-Session-ID": session_id},
+            default_headers={} if session_id is None else {"X-Session-ID": session_id},
         )
+        self.clients.push_async_callback(client.close)
+        return client
 
     async def status(self) -> Status:
         async with self.http.get(self.url + "/mars/status") as response:
@@ -251,6 +254,18 @@ class Rig:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+def full_kv() -> ev.EngineSampled:
+    return ev.EngineSampled(
+        at_s=time.monotonic(),
+        kv_used_blocks=100,
+        kv_held_blocks=0,
+        kv_total_blocks=100,
+        block_tokens=16,
+        running_calls=1,
+        waiting_calls=0,
+    )
+
+
 def checked_desk(
     scheduling: Scheduling, settings: GatewaySettings, broken: list[str]
 ) -> tuple[Desk, list[ev.Event]]:
@@ -281,9 +296,14 @@ async def gateway(
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
     async with serving(build_app(desk, engine_url, settings)) as url:
+        if scheduling is ONE_AT_A_TIME:
+            desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as http:
-            yield Rig(url, desk, http, events)
+        async with (
+            aiohttp.ClientSession(connector=connector, auto_decompress=False) as http,
+            AsyncExitStack() as clients,
+        ):
+            yield Rig(url, desk, http, events, clients)
     assert broken == []
     assert desk.faults == 0
 

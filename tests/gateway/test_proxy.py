@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import random
 import socket
 
@@ -75,7 +76,8 @@ async def test_bodies_of_every_size_pass_both_ways(
         await exchange.answer(200, JSON, exchange.body)
 
     engine.script = echo
-    response = await rig.http.post(rig.url + CHAT, data=noise, headers={"X-Session-ID": "s"})
+    url, headers = rig.url + CHAT, {"X-Session-ID": "s"}
+    response = await rig.http.post(url, data=io.BytesIO(noise), headers=headers)
     assert await response.read() == noise
     assert engine.last.body == noise
 
@@ -260,7 +262,7 @@ class TestLimits:
     async def test_a_bad_id_is_400(
         self, engine: Engine, rig: Rig, headers: dict[str, str], fields: dict[str, str]
     ) -> None:
-        response = await rig.post(None, headers=headers, **fields)
+        response = await rig.post(None, headers=headers, fields=fields)
         assert response.status == 400
         error = msgspec.json.decode(await response.read())["error"]
         assert error["type"] == "invalid_session_id"

@@ -42,6 +42,7 @@ class Engines:
         engine.scheduler._clock = self.clock
         engine.scheduler._wire.emit = self.facts.append
         engine.scheduler._holds._emit = self.facts.append
+        engine.scheduler._calls._emit = self.facts.append
         return engine
 
 

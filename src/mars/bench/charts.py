@@ -57,6 +57,7 @@ def distribution(run: Run, colours: Mapping[str, str]) -> Any:
             x=[0.0, *times_s, longest_s],
             y=[*(100 * i / len(times_s) for i in range(len(times_s) + 1)), 100],
             name=escape(policy),
+            mode="lines",
             line={"color": colours[policy], "width": 2.5, "shape": "hv"},
             hovertemplate="%{y:.0f} % of sessions within %{x:.1f} s",
         )

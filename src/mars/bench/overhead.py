@@ -33,13 +33,12 @@ def measure_overhead(
     model: Path, policies: list[str], *, rounds: int = 15, steps: int = 200
 ) -> list[Overhead]:
     """`rounds` pairs of `steps` decode steps for each policy."""
-    from vllm.v1.core.sched.scheduler import Scheduler
-
+    from mars.vllm_plugin.bare import STOCK
     from mars.vllm_plugin.scheduler import MarsScheduler
 
     results = []
     for policy in policies:
-        stock = _loaded(Scheduler, model, None)
+        stock = _loaded(STOCK, model, None)
         ours = _loaded(MarsScheduler, model, {"scheduling": {"policy": policy}})
         gc.collect()
         gc.freeze()

@@ -19,6 +19,7 @@ from mars.bench import charts
 from mars.bench.measure import Run, Summary
 from mars.bench.table import Grid, grids
 from mars.bench.why import why
+from mars.bench.words import number
 
 _STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5b6875; --line: #e1e5ea; }
@@ -43,6 +44,7 @@ i.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
 figure { margin: 0; }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; font-size: 13px;
   font-family: ui-monospace, monospace; padding-top: 3px; padding-bottom: 3px; }
+.settings td:first-child { white-space: nowrap; vertical-align: top; }
 """
 
 _DRAW: Final = """
@@ -146,7 +148,8 @@ def _opening(run: Run, summary: Summary) -> Iterator[str]:
     yield f"<h1>{escape(run.folder.name)}</h1>"
     yield (
         f'<p class="soft">{started} &middot; {len(summary.policies)} policies &middot; '
-        f"{summary.sessions_per_round} sessions &middot; {len(summary.repeats)} repetitions</p>"
+        f"{number(summary.sessions_per_round, 'session')} &middot; "
+        f"{number(len(summary.repeats), 'repetition')}</p>"
     )
     verdict, *reasons = why(summary)
     yield f'<p class="verdict">{escape(verdict)}</p>'

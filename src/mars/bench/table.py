@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mars.bench.measure import PolicyFigures, Spread, Summary
 from mars.bench.why import why
-from mars.bench.words import bare, count, percent, ratio
+from mars.bench.words import bare, count, number, percent, ratio
 
 
 class Grid(NamedTuple):
@@ -37,7 +37,7 @@ def grids(summary: Summary) -> Iterator[Grid]:
         "Session time",
         _TIMES,
         [_times(policy, of) for policy, of in summary.policies.items()],
-        f"{sessions} sessions x {rounds} repetitions per policy. Noise: (largest - least) / median "
+        f"{number(sessions, 'session')} x {number(rounds, 'repetition')} per policy. Noise: (largest - least) / median "
         "of the mean over repetitions. Gate: mean wait there, part of the session time. Per min: "
         "sessions finished.",
     )
@@ -89,7 +89,7 @@ def _causes(policy: str, of: PolicyFigures) -> list[str]:
 
 
 def _spread(of: Spread) -> tuple[str, str]:
-    return ratio(of.median), f"{ratio(of.min)} to {ratio(of.max)}"
+    return ratio(of.median), f"{ratio(of.min)} to {ratio(of.max)}" if of.pairs > 1 else "-"
 
 
 def printed(summary: Summary) -> Group:
@@ -99,10 +99,10 @@ def printed(summary: Summary) -> Group:
         table = Table(title=grid.title, caption=grid.caption, title_justify="left", box=box.SIMPLE)
         table.padding = (0, 1, 0, 0)  # nine columns go into 80 characters
         table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-        for number, column in enumerate(grid.columns):
+        for place, column in enumerate(grid.columns):
             longest = max(len(word) for word in column.split())  # wrap at blanks only
-            side: Literal["right", "left"] = "right" if number else "left"
-            table.add_column(column, justify=side, no_wrap=not number, min_width=longest)
+            side: Literal["right", "left"] = "right" if place else "left"
+            table.add_column(column, justify=side, no_wrap=not place, min_width=longest)
         for row in grid.rows:
             table.add_row(*(Text(cell) for cell in row))  # Text: a name is no markup
         parts += [table, Text()]

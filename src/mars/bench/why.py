@@ -32,9 +32,10 @@ def _verdict(names: _Names, pair: _Pair, of: Ratio, *, alone: bool) -> str:
     ours, theirs = names
     who = theirs if alone else f"{theirs} (the fastest of the others)"
     mean, p95 = of.mean, of.p95
+    spread = f", {ratio(mean.min)} to {ratio(mean.max)} over {mean.pairs} pairs"
     numbers = (
         f"mean session time {seconds(pair[0].mean_s)} against {seconds(pair[1].mean_s)} "
-        f"({ratio(mean.median)}, {ratio(mean.min)} to {ratio(mean.max)} over {mean.pairs} pairs), "
+        f"({ratio(mean.median)}{spread if mean.pairs > 1 else ''}), "
         f"p95 {seconds(pair[0].p95_s)} against {seconds(pair[1].p95_s)} ({ratio(p95.median)})."
     )
     if mean.pairs == 1:

@@ -29,6 +29,10 @@ def count(value: float) -> str:
     return str(value) if isinstance(value, int) else _three_digits(value)
 
 
+def number(of: int, what: str) -> str:
+    return f"{of} {what}" if of == 1 else f"{of} {what}s"
+
+
 def listing(parts: list[str]) -> str:
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last

@@ -81,6 +81,7 @@ def server_config(app: Starlette) -> uvicorn.Config:
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,  # the engine's own headers pass
         date_header=False,
         timeout_keep_alive=_KEEP_S,

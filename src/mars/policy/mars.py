@@ -14,7 +14,8 @@ class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     level_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """A call with at most level_tokens[i] uncached tokens is of level i (preview's levels)."""
     ageing_s: Annotated[float, Meta(gt=0.0)] = 30.0
-    """A call that came this long ago goes before all younger ones (preview: 30 s)."""
+    """A call that came this long ago goes before all that came later than that; among those past
+    the bound the older session goes first, so nobody is passed for ever (preview: 30 s)."""
 
     def __post_init__(self) -> None:
         if list(self.level_tokens) != sorted(set(self.level_tokens)):
@@ -56,7 +57,7 @@ class HoldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """After its tool has ended a session is expected back within this time."""
     cold_wait_s: Annotated[float, Meta(ge=0.0)] = 10.0
     """So long a call that would need held memory waits for it; then it may take it."""
-    tool_samples: Annotated[int, Meta(ge=1)] = 5
+    tool_samples: Annotated[int, Meta(ge=1, le=50)] = 5
     """A tool's mean run time is believed after so many runs."""
 
 

@@ -1,9 +1,10 @@
-"""What the plugin remembers of each open call and each session."""
+"""What the plugin remembers of each open call and each session, and what it tells of them."""
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
@@ -83,3 +84,79 @@ class Sessions:
 
     def is_open(self, session_id: SessionId) -> bool:
         return session_id in self._open
+
+
+class Calls:
+    """The open calls by vLLM's request id; emits what befalls them."""
+
+    def __init__(self, emit: Callable[[ev.Event], None]) -> None:
+        self._emit = emit
+        self._open: dict[str, OpenCall] = {}
+        self._intake = 0
+
+    def __getitem__(self, request_id: str) -> OpenCall:
+        return self._open[request_id]
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._open
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def take_in(self, request: Any, sessions: Sessions, now_s: float) -> None:
+        named = bool(request.session_id)
+        session_id = SessionId(request.session_id or request.request_id)
+        view = CallView(
+            call_id=call_id_of(request.request_id),
+            session_id=session_id,
+            queued_s=now_s,
+            session_arrived_s=sessions.call_came(session_id, now_s),
+        )
+        self._intake += 1
+        self._open[request.request_id] = OpenCall(
+            view=view, order=self._intake, named=named, prompt_tokens=request.num_prompt_tokens
+        )
+
+    def started(self, request: Any, now_s: float) -> None:
+        """To be told before this step's tokens are added to `num_computed_tokens`."""
+        call = self._open[request.request_id]
+        call.begin(now_s, request.num_computed_tokens)
+        self._emit(
+            ev.CallStarted(
+                at_s=now_s,
+                session_id=call.view.session_id,
+                call_id=call.view.call_id,
+                prompt_tokens=request.num_tokens,
+                cached_tokens=request.num_computed_tokens,
+            )
+        )
+
+    def preempted(self, request: Any, now_s: float) -> None:
+        """To be told before vLLM resets the request."""
+        call = self._open[request.request_id]
+        call.stop(request.num_computed_tokens)
+        self._emit(
+            ev.CallPreempted(
+                at_s=now_s,
+                session_id=call.view.session_id,
+                call_id=call.view.call_id,
+                lost_tokens=request.num_computed_tokens,
+            )
+        )
+
+    def left(self, request: Any, now_s: float, *, ok: bool) -> OpenCall:
+        call = self._open.pop(request.request_id)
+        self._emit(
+            ev.CallServed(
+                at_s=now_s,
+                session_id=call.view.session_id,
+                call_id=call.view.call_id,
+                prompt_tokens=call.prompt_tokens,
+                cached_tokens=call.cached_tokens,
+                computed_tokens=call.stop(request.num_computed_tokens),
+                made_tokens=request.num_output_tokens,
+                queued_s=call.queued_s,
+                ok=ok,
+            )
+        )
+        return call

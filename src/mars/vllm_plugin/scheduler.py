@@ -26,10 +26,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
-from mars.core.ids import SessionId
 from mars.policy.base import CallView, Key
 from mars.policy.presets import build_policy
-from mars.vllm_plugin.calls import OpenCall, Sessions, call_id_of
+from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
 from mars.vllm_plugin.holds import Holds
 from mars.vllm_plugin.queue import RankedQueue
@@ -53,13 +52,12 @@ class MarsMixin(_Base):
         self._ordering, self._retention = policy.ordering, policy.retention
         self._clock = time.monotonic
         self._now_s = self._clock()
-        self._calls: dict[str, OpenCall] = {}
         self._sessions = Sessions()
-        self._intake = 0
         self._ranked_s = 0.0
         self._scheduled_s = self._updated_s = self._now_s
         self._rate = PrefillRate()
         self._wire = Wire(settings)
+        self._calls = Calls(self._wire.emit)
         self._pool = self.kv_cache_manager.block_pool
         self._one_group = len(self.kv_cache_config.kv_cache_groups) == 1
         self._holds = Holds(
@@ -79,24 +77,10 @@ class MarsMixin(_Base):
 
     def _enqueue_waiting_request(self, request: Request) -> None:
         if request.request_id not in self._calls:
-            self._take_in(request)
+            now_s = self._clock()
+            self._hear(now_s)  # the gateway's SessionArrived comes before its first call
+            self._calls.take_in(request, self._sessions, now_s)
         super()._enqueue_waiting_request(request)
-
-    def _take_in(self, request: Request) -> None:
-        now_s = self._clock()
-        self._hear(now_s)  # the gateway's SessionArrived comes before its first call
-        named = bool(request.session_id)
-        session_id = SessionId(request.session_id or request.request_id)
-        view = CallView(
-            call_id=call_id_of(request.request_id),
-            session_id=session_id,
-            queued_s=now_s,
-            session_arrived_s=self._sessions.call_came(session_id, now_s),
-        )
-        self._intake += 1
-        self._calls[request.request_id] = OpenCall(
-            view=view, order=self._intake, named=named, prompt_tokens=request.num_prompt_tokens
-        )
 
     def _waiting_key(self, request: Request) -> Key:
         call = self._calls[request.request_id]
@@ -159,24 +143,10 @@ class MarsMixin(_Base):
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         for data in scheduler_output.scheduled_new_reqs:
-            self._call_started(data.req_id)
+            self._calls.started(self.requests[data.req_id], self._now_s)
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
-            self._call_started(request_id)
+            self._calls.started(self.requests[request_id], self._now_s)
         super()._update_after_schedule(scheduler_output)
-
-    def _call_started(self, request_id: str) -> None:
-        request, call = self.requests[request_id], self._calls[request_id]
-        cached_tokens = request.num_computed_tokens  # this step's tokens are not yet added
-        call.begin(self._now_s, cached_tokens)
-        self._wire.emit(
-            ev.CallStarted(
-                at_s=self._now_s,
-                session_id=call.view.session_id,
-                call_id=call.view.call_id,
-                prompt_tokens=request.num_tokens,
-                cached_tokens=cached_tokens,
-            )
-        )
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
@@ -214,18 +184,8 @@ class MarsMixin(_Base):
         timestamp: float,
         drop_stale_output: bool = False,
     ) -> None:
-        call = self._calls[request.request_id]
-        lost_tokens = request.num_computed_tokens
-        call.stop(lost_tokens)
+        self._calls.preempted(request, self._now_s)
         super()._preempt_request(request, timestamp, drop_stale_output)
-        self._wire.emit(
-            ev.CallPreempted(
-                at_s=self._now_s,
-                session_id=call.view.session_id,
-                call_id=call.view.call_id,
-                lost_tokens=lost_tokens,
-            )
-        )
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -251,36 +211,19 @@ class MarsMixin(_Base):
         )
 
     def _free_blocks(self, request: Request) -> None:
-        call = self._calls.pop(request.request_id)
-        view, now_s = call.view, self._clock()
+        now_s = self._clock()
         ok = request.status in {
             RequestStatus.FINISHED_STOPPED,
             RequestStatus.FINISHED_LENGTH_CAPPED,
         }
-        computed_tokens = call.stop(request.num_computed_tokens)
-        made_tokens = request.num_output_tokens
-        self._sessions.call_left(view.session_id, forget=not call.named)
-        keeps = (
-            ok and call.named and self._one_group and not self._sessions.is_open(view.session_id)
-        )
-        if keeps:
+        call = self._calls.left(request, now_s, ok=ok)
+        session_id = call.view.session_id
+        self._sessions.call_left(session_id, forget=not call.named)
+        if ok and call.named and self._one_group and not self._sessions.is_open(session_id):
             blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
             hashed = [b for b in blocks if b.block_hash is not None and not b.is_null]
-            self._holds.left(view.session_id, hashed, now_s)
+            self._holds.left(session_id, hashed, now_s)
         super()._free_blocks(request)
-        self._wire.emit(
-            ev.CallServed(
-                at_s=now_s,
-                session_id=view.session_id,
-                call_id=view.call_id,
-                prompt_tokens=call.prompt_tokens,
-                cached_tokens=call.cached_tokens,
-                computed_tokens=computed_tokens,
-                made_tokens=made_tokens,
-                queued_s=call.queued_s,
-                ok=ok,
-            )
-        )
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
