@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from mars.core import events as ev
+from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.stream.link import Publisher, Subscriber
 
@@ -160,5 +161,5 @@ def test_a_taken_tcp_endpoint_is_an_error() -> None:
     other: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
     with other:
         port = other.bind_to_random_port("tcp://127.0.0.1")
-        with pytest.raises(zmq.ZMQError, match="in use"):
+        with pytest.raises(InputError, match="in use"):
             Publisher(f"tcp://127.0.0.1:{port}")

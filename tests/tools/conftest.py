@@ -53,6 +53,7 @@ class Rig:
         streams: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
 
         def take(output: Output) -> None:
+            assert output.data  # an empty line would say nothing and cost memory
             streams[output.stream].extend(output.data)
 
         finished = await self.client.run(request(*argv, **changes), take)

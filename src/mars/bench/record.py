@@ -1,7 +1,8 @@
 """What a replay leaves behind: a folder with one log per policy and the driver's own.
 
     RUN/run.jsonl        head: the resolved settings; then one line per driver event (below)
-    RUN/<policy>.jsonl   the event log of that policy's gateway, all rounds of it (mars.stream.log)
+    RUN/<policy>.jsonl   the event log of that policy's gateway, all rounds of it (mars.stream.log);
+                         of a run with an engine per round: RUN/<policy>-<repeat>.jsonl
 
 A *round* is one repetition of the whole workload under one policy. Rounds are interleaved
 (A B C A B C); between two rounds of a policy its engine's prefix cache is emptied. An event of

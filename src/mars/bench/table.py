@@ -37,9 +37,9 @@ def grids(summary: Summary) -> Iterator[Grid]:
         "Session time",
         _TIMES,
         [_times(policy, of) for policy, of in summary.policies.items()],
-        f"{number(sessions, 'session')} x {number(rounds, 'repetition')} per policy. Noise: (largest - least) / median "
-        "of the mean over repetitions. Gate: mean wait there, part of the session time. Per min: "
-        "sessions finished.",
+        f"{number(sessions, 'session')} x {number(rounds, 'repetition')} per policy. Noise: "
+        "(largest - least) / median of the mean over repetitions. Gate: mean wait there, part of "
+        "the session time. Per min: sessions finished.",
     )
     if summary.ratios:
         yield Grid(

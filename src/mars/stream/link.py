@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import zmq
 
+from mars.core.errors import InputError
 from mars.core.events import Event
 
 _QUEUE_MESSAGES = 100_000
@@ -22,11 +23,15 @@ _decoder = msgspec.msgpack.Decoder(tuple[str, int, list[Event]])
 
 class Publisher:
     def __init__(self, endpoint: str) -> None:
-        """Bind `endpoint` (`ipc:///path` or `tcp://host:port`). Raises zmq.ZMQError if taken."""
+        """Bind `endpoint` (`ipc:///path`, `tcp://host:port`). Raises InputError if it cannot be."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.set_hwm(_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(endpoint)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise InputError(f"cannot publish facts on {endpoint}: {error}") from None
         self._endpoint = endpoint
         self._sequence = 0
 
@@ -49,7 +54,11 @@ class Subscriber:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         for endpoint in endpoints:
-            self._socket.connect(endpoint)
+            try:
+                self._socket.connect(endpoint)
+            except zmq.ZMQError as error:
+                self._socket.close()
+                raise InputError(f"cannot hear facts from {endpoint}: {error}") from None
         self._seen: dict[str, int] = {}
         self.lost = 0
 

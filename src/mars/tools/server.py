@@ -142,8 +142,8 @@ async def serve(
     `port` 0: any free one. `publish`: the ZeroMQ endpoint for events. `state_file` is there while
     the server listens. Main thread only.
 
-    Raises InputError when it cannot listen on the address, lend the cores or write the file;
-    zmq.ZMQError when `publish` is taken.
+    Raises InputError when it cannot listen on the address, lend the cores, write the file or
+    publish.
     """
     with contextlib.ExitStack() as stack:
         emit: Callable[[Event], None] = _drop
@@ -154,14 +154,7 @@ async def serve(
         app = build_app(settings, token, emit)
         runtime: ToolRuntime = app.state.runtime
         listener = stack.enter_context(_listen(host, port))
-        server = _Server(
-            uvicorn.Config(
-                app,
-                access_log=False,
-                log_level="warning",
-                timeout_graceful_shutdown=math.ceil(settings.grace_s) + _LAST_LINES_S,
-            )
-        )
+        server = _Server(_uvicorn_config(app, settings.grace_s))
 
         def stop() -> None:
             runtime.cancel_all()
@@ -177,6 +170,13 @@ async def serve(
             await server.serve(sockets=[listener])
         finally:
             await runtime.stop()
+
+
+def _uvicorn_config(app: Starlette, grace_s: float) -> uvicorn.Config:
+    last_s = math.ceil(grace_s) + _LAST_LINES_S
+    return uvicorn.Config(
+        app, access_log=False, log_level="warning", timeout_graceful_shutdown=last_s
+    )
 
 
 def _drop(_event: Event) -> None:
