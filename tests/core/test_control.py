@@ -413,6 +413,7 @@ def test_pressure_is_read_off_the_samples() -> None:
     assert plane.pressure == Pressure(
         kv_used_frac=0.25,
         kv_session_frac=0.5,  # 800 of 100 blocks of 16
+        kv_frac_per_byte=0.25 / 1600,  # nothing learned yet
         tool_load=1.5,
         tool_wait_s=0.5,
         engine_at_s=4.0,

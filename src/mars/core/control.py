@@ -13,6 +13,7 @@ from mars.core import events as ev
 from mars.core.admission import Admission, GatedView
 from mars.core.decisions import Admit
 from mars.core.errors import IllegalMoveError
+from mars.core.estimate import Newcomers
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
@@ -24,6 +25,7 @@ class ControlPlane:
         self._gate: dict[SessionId, GatedView] = {}
         self._kv_capacity_tokens = 0
         self._context_tokens = 0
+        self._newcomers = Newcomers()
         self._open_calls = 0
         self.sessions: dict[SessionId, Session] = {}
         self.pressure = Pressure()
@@ -95,6 +97,8 @@ class ControlPlane:
     def _advance(self, session: Session, event: ev.SessionEvent) -> None:
         calls, context_tokens = session.open_calls, session.context_tokens
         session.advance(event)
+        if isinstance(event, ev.CallServed):
+            self._newcomers.served(event.session_id, event.prompt_tokens)
         self._count(event.at_s, session.open_calls - calls, session.context_tokens - context_tokens)
 
     def _count(self, now_s: float, calls: int, context_tokens: int) -> None:
@@ -104,10 +108,21 @@ class ControlPlane:
         changes: dict[str, float | None] = {}
         if was_busy != (self._open_calls > 0):
             changes["busy_since_s"] = None if was_busy else now_s
-        if context_tokens and self._kv_capacity_tokens:
-            changes["kv_session_frac"] = self._context_tokens / self._kv_capacity_tokens
         if changes:
             self.pressure = msgspec.structs.replace(self.pressure, **changes)
+        if context_tokens:
+            self._foresee()
+
+    def _foresee(self) -> None:
+        """KV that the admitted sessions have or are about to have."""
+        capacity_tokens = self._kv_capacity_tokens
+        if capacity_tokens:
+            tokens = self._context_tokens + self._newcomers.tokens
+            self.pressure = msgspec.structs.replace(
+                self.pressure,
+                kv_session_frac=tokens / capacity_tokens,
+                kv_frac_per_byte=self._newcomers.tokens_per_byte / capacity_tokens,
+            )
 
     def _sample(self, event: ev.EngineSampled | ev.ToolsSampled) -> None:
         match event:
@@ -116,9 +131,9 @@ class ControlPlane:
                 self.pressure = msgspec.structs.replace(
                     self.pressure,
                     kv_used_frac=event.kv_used_blocks / event.kv_total_blocks,
-                    kv_session_frac=self._context_tokens / self._kv_capacity_tokens,
                     engine_at_s=event.at_s,
                 )
+                self._foresee()
             case ev.ToolsSampled():
                 self.pressure = msgspec.structs.replace(
                     self.pressure,
@@ -132,6 +147,7 @@ class ControlPlane:
         session.advance(event)
         del self.sessions[event.session_id]
         self._gate.pop(event.session_id, None)
+        self._newcomers.leave(event.session_id)
         self._count(event.at_s, -session.open_calls, -session.context_tokens)
 
     def _open_gate(self, now_s: float) -> list[Admit]:
@@ -139,7 +155,10 @@ class ControlPlane:
             list(self._gate.values()), self.active, self.pressure, now_s
         )
         for admit in verdict.admit:
-            del self._gate[admit.session_id]
+            view = self._gate.pop(admit.session_id)
+            self._newcomers.enter(admit.session_id, view.prompt_bytes)
+        if verdict.admit:
+            self._foresee()
         self.window, self.why_not = verdict.window, verdict.why_not
         return list(verdict.admit)
 

@@ -1,6 +1,8 @@
 """What is learned from facts alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mars.core.ids import SessionId
 
 
 @dataclass(slots=True)
@@ -28,3 +30,35 @@ class PrefillRate:
         if self._seconds <= 0.0:
             return tokens / self.first_tokens_per_s
         return tokens * self._seconds / self._tokens
+
+
+@dataclass(slots=True)
+class Newcomers:
+    """Sessions past the gate whose first call the engine has not yet accounted for.
+
+    Their KV is on its way but in no sample: without them a burst of arrivals sees an empty machine
+    and all of it enters. A prompt is known in bytes only, so tokens per byte are learned from the
+    first calls that come back.
+    """
+
+    tokens_per_byte: float = 0.25
+    """English text in JSON, until something is learned; token ids in JSON have about 0.2."""
+    weight: float = 0.2
+    """Of the newest prompt in the average."""
+    _prompt_bytes: dict[SessionId, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> float:
+        return sum(self._prompt_bytes.values()) * self.tokens_per_byte
+
+    def enter(self, session_id: SessionId, prompt_bytes: int) -> None:
+        self._prompt_bytes[session_id] = prompt_bytes
+
+    def served(self, session_id: SessionId, prompt_tokens: int) -> None:
+        prompt_bytes = self._prompt_bytes.pop(session_id, 0)
+        if prompt_bytes and prompt_tokens:
+            ratio = prompt_tokens / prompt_bytes
+            self.tokens_per_byte += self.weight * (ratio - self.tokens_per_byte)
+
+    def leave(self, session_id: SessionId) -> None:
+        self._prompt_bytes.pop(session_id, None)

@@ -7,8 +7,11 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     kv_used_frac: float = 0.0
     """Share of KV blocks referenced by calls and holds."""
     kv_session_frac: float = 0.0
-    """Contexts of all admitted sessions, idle ones too, over the KV capacity. May exceed 1. vLLM's
-    usage counts referenced blocks only, so the KV of a session in a tool looks free there."""
+    """Contexts of all admitted sessions, idle ones too, over the KV capacity; of one that has only
+    just entered its prompt, as estimated. May exceed 1. vLLM's usage counts referenced blocks only,
+    so the KV of a session in a tool looks free there."""
+    kv_frac_per_byte: float = 0.0
+    """What a byte of a newcomer's prompt is expected to take of the KV; 0: capacity not known."""
     tool_load: float = 0.0
     """Tool calls, running or waiting, per slot."""
     tool_wait_s: float = 0.0

@@ -8,6 +8,8 @@ The published loop ticks every 0.2 s and has faults that this one avoids:
 * it grows while nobody waits. Here only a window that binds grows;
 * it reads vLLM's usage, where an idle session's KV looks free. Here the contexts of all admitted
   sessions count as well;
+* it admits whoever the window has room for. Here a newcomer's prompt must fit, and counts from the
+  moment it enters: a burst of arrivals does not see an empty machine;
 * it starts at 30, whatever the machine. Here the window doubles each turnover up to the first
   overload (TCP's slow start), then moves by `grow`;
 * when samples stop coming it goes on with the last one. Here it stops growing, and opens after
@@ -90,8 +92,20 @@ class Window:
             self._finished = 0  # the next turnover is counted from this move
         room = max(0, (self._set.least if over else self._size) - active)
         why_not = over or f"{active} sessions are active, the window is {self._size}"
-        admit = let_in(gated[:room], f"{active} active, window {self._size}")
+        fit = self._fit(gated[:room], active, pressure)
+        if fit < min(room, len(gated)):
+            why_not = f"KV is at {pressure.kv_frac:.0%} and the next session's prompt does not fit"
+        admit = let_in(gated[:fit], f"{active} active, window {self._size}")
         return Verdict(admit=admit, why_not=why_not, window=self._size)
+
+    def _fit(self, gated: Sequence[GatedView], active: int, pressure: Pressure) -> int:
+        """How many of them, in order, have room for their prompts below the limit."""
+        kv_frac = pressure.kv_frac
+        for count, view in enumerate(gated):
+            kv_frac += view.prompt_bytes * pressure.kv_frac_per_byte
+            if kv_frac > self._set.kv_high_frac and active + count >= self._set.least:
+                return count
+        return len(gated)
 
     def _overload(self, pressure: Pressure) -> str:
         """What is overloaded, in words; empty when nothing is."""
