@@ -11,7 +11,7 @@ RUNS   := runs
 demo: $(READY)
 	rm -rf $(RUNS)/demo $(RUNS)/demo-light
 	$(BIN)/mars replay coding --agents 12 --sessions 16 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
-	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+	$(BIN)/mars replay coding --agents 2 --sessions 6 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
 
 test: check
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }

@@ -7,19 +7,19 @@ import msgspec
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from tests.gateway.conftest import (
+from tests.gateway.conftest import Rig, gateway
+from tests.gateway.scripted import (
     JSON,
     STREAM,
     Engine,
     Exchange,
-    Rig,
     answer_of,
+    closed_port,
     event_of,
-    gateway,
     hanging,
 )
-from tests.gateway.test_proxy import closed_port
 
+from mars.core import events as ev
 from mars.gateway.settings import GatewaySettings
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello?"}]
@@ -47,7 +47,10 @@ async def test_an_engine_that_cuts_before_it_answers() -> None:
         writer.close()
 
     server = await asyncio.start_server(cut, "127.0.0.1", 0)
-    async with server, gateway("http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])) as rig:
+    async with (
+        server,
+        gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as rig,
+    ):
         response = await rig.post("s")
         assert response.status == 502
         error = msgspec.json.decode(await response.read())["error"]
@@ -70,7 +73,9 @@ async def test_an_engine_that_does_not_accept() -> None:
         async with gateway(f"http://127.0.0.1:{address[1]}", GatewaySettings(connect_s=0.1)) as rig:
             response = await rig.post("s")
             assert response.status == 502
-            assert msgspec.json.decode(await response.read())["error"]["type"] == "engine_unreachable"
+            assert (
+                msgspec.json.decode(await response.read())["error"]["type"] == "engine_unreachable"
+            )
         for filler in fillers:
             filler.close()
 
@@ -194,7 +199,7 @@ class TestDisconnect:
         await writer.wait_closed()
         await rig.say("s")
         assert len(engine.seen) == 1
-        assert [event.session_id for event in rig.events if hasattr(event, "turn")] == ["s"]
+        assert [call.session_id for call in rig.of(ev.CallQueued)] == ["s"]
 
     async def test_of_a_route_without_gate(self, engine: Engine, rig: Rig) -> None:
         engine.script = hanging

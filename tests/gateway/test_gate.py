@@ -3,34 +3,21 @@
 import asyncio
 
 import msgspec
-import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
-from tests.gateway.conftest import (
-    DONE,
-    JSON,
-    ONE_AT_A_TIME,
-    STREAM,
+from tests.gateway.conftest import ONE_AT_A_TIME, gateway
+from tests.gateway.scripted import (
     Engine,
-    Exchange,
-    answer_of,
-    event_of,
-    gateway,
-    hanging,
+    on_cue,
     until,
 )
 
 from mars.core import events as ev
+from mars.core.ids import SessionId
 from mars.gateway.settings import GatewaySettings
 
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello?"}]
 FINAL = {"X-Session-Final": "1"}
-
-
-async def on_cue(exchange: Exchange) -> None:
-    """Answers when the test sets `closed`."""
-    await exchange.closed.wait()
-    await exchange.answer(200, JSON, answer_of("Hello"))
 
 
 async def test_the_second_session_waits_and_the_first_goes_on(engine: Engine) -> None:
@@ -46,11 +33,11 @@ async def test_the_second_session_waits_and_the_first_goes_on(engine: Engine) ->
         assert (rows["a"].phase, rows["a"].turn, rows["a"].why) == ("queued", 1, "")
         assert 0 <= rows["b"].phase_s < 20
         again = rig.post("a")  # a second call of the first, while the second session waits
-        (await engine.called(2)).closed.set()
+        (await engine.called(2)).cue.set()
         assert (await again).status == 200
         assert rig.phases == {"a": "queued", "b": "gated"}
         assert not second.done()
-        call.closed.set()
+        call.cue.set()
         assert (await first).status == 200
         second.cancel()
         assert await rig.ended("b") == "client left at the gate"
@@ -62,7 +49,7 @@ class TestEnds:
     async def enters(self, engine: Engine, second: "asyncio.Task[object]") -> None:
         exchange = await engine.called(2)
         assert exchange.header("x-session-id") == "b"
-        exchange.closed.set()
+        exchange.cue.set()
         await second
 
     @pytest.mark.parametrize("name", ["X-Session-Final", "X-Dynamo-Session-Final"])
@@ -73,7 +60,7 @@ class TestEnds:
             await engine.called(1)
             second = rig.post("b")
             await rig.gated("b")
-            engine.seen[0].closed.set()
+            engine.seen[0].cue.set()
             assert (await first).status == 200
             assert await rig.ended("a") == "its final request is answered"
             await self.enters(engine, second)
@@ -95,7 +82,7 @@ class TestEnds:
             async with rig.http.request(method, rig.url + path) as response:
                 assert response.status == 404
             assert rig.ends("a") == ["ended by request"]
-            engine.seen[0].closed.set()
+            engine.seen[0].cue.set()
             assert (await first).status == 200
             await rig.finished(2)
             assert (await rig.status()).late == 1
@@ -108,7 +95,7 @@ class TestEnds:
             await engine.called(1)
             second = rig.post("b")
             await rig.gated("b")
-            engine.seen[0].closed.set()
+            engine.seen[0].cue.set()
             await first
             assert await rig.ended("a") == "silent for 0.05 s"
             await self.enters(engine, second)
@@ -134,7 +121,7 @@ class TestEnds:
             await rig.gated("b")
             gone.cancel()
             assert await rig.ended("x") == "client left at the gate"
-            engine.seen[0].closed.set()
+            engine.seen[0].cue.set()
             await first
             await self.enters(engine, second)
             assert {exchange.header("x-session-id") for exchange in engine.seen} == {"a", "b"}
@@ -153,13 +140,13 @@ async def test_one_of_two_waiters_may_leave(engine: Engine) -> None:
         await engine.called(1)
         stays, leaves = rig.post("b"), rig.post("b")
         await rig.gated("b")
-        stay = rig.desk._stays[ev.SessionId("b")]
+        stay = rig.desk._stays[SessionId("b")]
         await until(lambda: len(stay.waiting) == 2)
         leaves.cancel()
         await until(lambda: len(stay.waiting) == 1)
-        engine.seen[0].closed.set()
+        engine.seen[0].cue.set()
         await first
-        (await engine.called(2)).closed.set()
+        (await engine.called(2)).cue.set()
         assert (await stays).status == 200
         assert rig.ends("b") == []
 
@@ -171,13 +158,13 @@ async def test_all_waiting_requests_of_a_session_enter_together(engine: Engine) 
         await engine.called(1)
         three = [rig.post("b") for _ in range(3)]
         await rig.gated("b")
-        stay = rig.desk._stays[ev.SessionId("b")]
+        stay = rig.desk._stays[SessionId("b")]
         await until(lambda: len(stay.waiting) == 3)
-        engine.seen[0].closed.set()
+        engine.seen[0].cue.set()
         await first
         await engine.called(4)
         for exchange in engine.seen:
-            exchange.closed.set()
+            exchange.cue.set()
         assert [(await task).status for task in three] == [200] * 3
         assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 1, 2, 3]
 
@@ -205,9 +192,9 @@ async def test_a_request_without_id_is_a_session_for_as_long_as_it_lasts(engine:
         await engine.called(1)
         second = rig.post(None)
         await until(lambda: sorted(rig.phases.values()) == ["gated", "queued"])
-        engine.seen[0].closed.set()
+        engine.seen[0].cue.set()
         await first
-        (await engine.called(2)).closed.set()
+        (await engine.called(2)).cue.set()
         await second
         await until(lambda: not rig.phases)
         ids = {event.session_id for event in rig.of(ev.SessionArrived)}
@@ -234,96 +221,7 @@ async def test_who_comes_back_in_time_keeps_its_place(engine: Engine) -> None:
         call.cancel()
         await rig.finished(1)
         again = rig.post("a")
-        (await engine.called(2)).closed.set()
+        (await engine.called(2)).cue.set()
         await again
         assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 2]
         assert rig.ends("a") == []
-
-
-class TestKeepAlive:
-    async def test_a_waiting_stream_is_kept_alive(self, engine: Engine) -> None:
-        async def script(exchange: Exchange) -> None:
-            if exchange.header("x-session-id") == "a":
-                await on_cue(exchange)
-            else:
-                await exchange.begin(200, STREAM)
-                await exchange.write(event_of("Hello"))
-                await exchange.write(DONE, last=True)
-
-        engine.script = script
-        async with gateway(engine.url, GatewaySettings(keepalive_s=0.02), ONE_AT_A_TIME) as rig:
-            first = rig.post("a", headers=FINAL)
-            await engine.called(1)
-            response = await rig.post("b", stream=True)  # returns: the headers are out
-            assert response.headers["content-type"].startswith("text/event-stream")
-            for _ in range(3):
-                assert await response.content.readuntil(b"\n\n") == b": queued\n\n"
-            assert rig.phases["b"] == "gated"
-            engine.seen[0].closed.set()
-            await first
-            rest = await response.read()
-            assert rest.replace(b": queued\n\n", b"") == event_of("Hello") + DONE
-
-    async def test_openai_reads_past_the_comments(self, engine: Engine) -> None:
-        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
-            await rig.say("a")
-            stream = await rig.openai("b").chat.completions.create(
-                model="m", messages=ASK, stream=True
-            )
-            asyncio.get_running_loop().call_later(0.05, rig.desk.end, ev.SessionId("a"), "test")
-            said = [chunk.choices[0].delta.content async for chunk in stream]
-            assert said == ["Hello", ", ", "world"]
-
-    async def test_a_short_wait_leaves_the_engines_error_as_it_is(self, engine: Engine) -> None:
-        async def script(exchange: Exchange) -> None:
-            await exchange.answer(400, JSON, b'{"error": {"message": "no"}}')
-
-        async with gateway(engine.url, GatewaySettings(keepalive_s=60), ONE_AT_A_TIME) as rig:
-            await rig.say("a")
-            engine.script = script
-            second = rig.post("b", stream=True)
-            await rig.gated("b")
-            rig.desk.end(ev.SessionId("a"), "test")
-            response = await second
-            assert (response.status, await response.read()) == (400, b'{"error": {"message": "no"}}')
-
-    @pytest.mark.parametrize(
-        ("said", "told"),
-        [(b'{"error":{"message":\n"no"}}', '"no"'), (b"so sorry", "so sorry"), (b"{}", "{}")],
-    )
-    async def test_after_a_long_wait_the_error_is_an_event(
-        self, engine: Engine, said: bytes, told: str
-    ) -> None:
-        async def script(exchange: Exchange) -> None:
-            await exchange.answer(400, JSON, said)
-
-        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
-            await rig.say("a")
-            engine.script = script
-            client = rig.openai("b")
-            stream = await client.chat.completions.create(model="m", messages=ASK, stream=True)
-            rig.desk.end(ev.SessionId("a"), "test")
-            with pytest.raises(openai.APIError) as caught:
-                await anext(stream)
-            assert told.strip('"') in str(caught.value)
-            assert (await rig.finished(2)).why == "HTTP 400"
-
-    async def test_a_plain_request_waits_in_silence(self, engine: Engine) -> None:
-        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
-            await rig.say("a")
-            plain, stream = rig.post("b"), rig.post("c", stream=True)
-            response = await stream
-            for _ in range(3):
-                await response.content.readuntil(b"\n\n")
-            assert not plain.done()
-            rig.desk.end(ev.SessionId("a"), "test")
-            assert await (await plain).read() == answer_of("Hello, world")
-
-    async def test_a_client_that_leaves_between_comments(self, engine: Engine) -> None:
-        async with gateway(engine.url, GatewaySettings(keepalive_s=0.01), ONE_AT_A_TIME) as rig:
-            await rig.say("a")
-            response = await rig.post("b", stream=True)
-            await response.content.readuntil(b"\n\n")
-            response.close()
-            assert await rig.ended("b") == "client left at the gate"
-            assert len(engine.seen) == 1

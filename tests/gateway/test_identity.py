@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars.core.errors import InputError
+from mars.core.ids import SessionId
 from mars.gateway.identity import Identity, identify
 
 HEADERS = (
@@ -39,7 +40,9 @@ def named(field: str, value: object) -> dict[str, object]:
 @pytest.mark.parametrize("name", HEADERS)
 def test_each_header_names_the_session(name: bytes) -> None:
     found = identify([(b"accept", b"*/*"), (name, b" abc ")], body())
-    assert found == Identity(session_id="abc", rule=f"header {name.decode()}", final=False)
+    assert found == Identity(
+        session_id=SessionId("abc"), rule=f"header {name.decode()}", final=False
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), combinations(HEADERS, 2))
@@ -50,7 +53,7 @@ def test_an_earlier_header_rule_wins(first: bytes, second: bytes) -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_names_the_session(field: str) -> None:
     found = identify([], body(**named(field, "abc")))
-    assert found == Identity(session_id="abc", rule=f"body {field}", final=False)
+    assert found == Identity(session_id=SessionId("abc"), rule=f"body {field}", final=False)
 
 
 @pytest.mark.parametrize(("first", "second"), combinations(FIELDS, 2))
@@ -71,7 +74,7 @@ def test_a_body_is_not_read_when_a_header_matched() -> None:
 def test_what_is_no_id_leaves_the_next_rule_its_turn(empty: object) -> None:
     fields = named("session_id", empty) | named("job_id", 7)
     assert identify([(b"x-session-id", b" ")], body(**fields)) == Identity(
-        session_id="7", rule="body job_id", final=False
+        session_id=SessionId("7"), rule="body job_id", final=False
     )
 
 
@@ -92,7 +95,8 @@ def test_no_body_whatsoever_raises_more_than_a_bad_id(raw: bytes) -> None:
 
 @pytest.mark.parametrize("name", [b"x-session-final", b"x-dynamo-session-final"])
 @pytest.mark.parametrize(
-    ("value", "final"), [(b"1", True), (b"true", True), (b"True", True), (b"0", False), (b"", False)]
+    ("value", "final"),
+    [(b"1", True), (b"true", True), (b"True", True), (b"0", False), (b"", False)],
 )
 def test_final(name: bytes, value: bytes, *, final: bool) -> None:
     assert identify([(b"x-session-id", b"a"), (name, value)], b"").final is final

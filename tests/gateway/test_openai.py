@@ -1,7 +1,8 @@
 """The real client, through the gateway."""
 
 from openai.types.chat import ChatCompletionMessageParam
-from tests.gateway.conftest import Engine, Exchange, Rig
+from tests.gateway.conftest import Rig
+from tests.gateway.scripted import Engine, Exchange
 
 from mars.core import events as ev
 
@@ -33,7 +34,9 @@ async def test_fields_that_nobody_knows_pass(engine: Engine, rig: Rig) -> None:
 async def test_models(engine: Engine, rig: Rig) -> None:
     async def script(exchange: Exchange) -> None:
         model = b'{"id": "m", "object": "model", "created": 1, "owned_by": "x"}'
-        await exchange.answer(200, [(b"content-type", b"application/json")], b'{"data":[%s]}' % model)
+        await exchange.answer(
+            200, [(b"content-type", b"application/json")], b'{"data":[%s]}' % model
+        )
 
     engine.script = script
     assert [model.id async for model in rig.openai().models.list()] == ["m"]

@@ -4,24 +4,11 @@ import asyncio
 import gzip
 import io
 import random
-import socket
 
 import aiohttp
-import msgspec
 import pytest
-from tests.gateway.conftest import (
-    CHAT,
-    DONE,
-    JSON,
-    STREAM,
-    Engine,
-    Exchange,
-    Rig,
-    event_of,
-    gateway,
-    hanging,
-    until,
-)
+from tests.gateway.conftest import CHAT, Rig
+from tests.gateway.scripted import DONE, JSON, STREAM, Engine, Exchange, event_of, hanging
 from yarl import URL
 
 from mars.core import events as ev
@@ -229,83 +216,6 @@ class TestCallId:
         third = rig.post("u", headers={"X-Request-Id": "same"})
         assert (await engine.called(3)).header("x-request-id") == "same"
         third.cancel()
-
-
-class TestLimits:
-    async def test_a_body_at_the_limit_passes_and_a_larger_one_is_413(self, engine: Engine) -> None:
-        async with gateway(engine.url, GatewaySettings(body_bytes=1000)) as rig:
-            for route in (CHAT, "/v1/embeddings"):
-                fits = await rig.http.post(rig.url + route, data=b'{"a":"' + b"x" * 992 + b'"}')
-                assert fits.status == 200
-                response = await rig.http.post(rig.url + route, data=b"x" * 1001)
-                assert response.status == 413
-                error = msgspec.json.decode(await response.read())["error"]
-                assert error["type"] == "request_too_large"
-                assert "1000 bytes" in error["message"]
-                assert "body_bytes" in error["message"]
-            assert len(engine.seen) == 2
-
-    async def test_a_chunked_body_is_bounded_too(self, engine: Engine) -> None:
-        async def endless() -> object:
-            for _ in range(100):
-                yield b"x" * 100_000
-
-        async with gateway(engine.url, GatewaySettings(body_bytes=1000)) as rig:
-            response = await rig.http.post(rig.url + CHAT, data=endless())
-            assert response.status == 413
-            assert engine.seen == []
-
-    @pytest.mark.parametrize(
-        ("headers", "fields"),
-        [({"X-Session-ID": "x" * 257}, {}), ({}, {"session_id": "x" * 257}), ({}, {"job_id": "\0"})],
-    )
-    async def test_a_bad_id_is_400(
-        self, engine: Engine, rig: Rig, headers: dict[str, str], fields: dict[str, str]
-    ) -> None:
-        response = await rig.post(None, headers=headers, fields=fields)
-        assert response.status == 400
-        error = msgspec.json.decode(await response.read())["error"]
-        assert error["type"] == "invalid_session_id"
-        assert "session id" in error["message"]
-        assert engine.seen == []
-        assert rig.events == []
-
-
-class TestHealth:
-    async def test_health_asks_the_engine(self, engine: Engine, rig: Rig) -> None:
-        async with rig.http.get(rig.url + "/health") as response:
-            assert (response.status, await response.json()) == (200, {"status": "ok"})
-        assert engine.last.target == "/health"
-
-    async def test_health_says_why_not(self, engine: Engine, rig: Rig) -> None:
-        async def script(exchange: Exchange) -> None:
-            await exchange.answer(500, [], b"")
-
-        engine.script = script
-        async with rig.http.get(rig.url + "/health") as response:
-            assert response.status == 503
-            assert "says HTTP 500" in (await response.json())["why"]
-
-    async def test_health_without_an_engine(self) -> None:
-        async with (
-            gateway(closed_port()) as rig,
-            rig.http.get(rig.url + "/health") as response,
-        ):
-            assert response.status == 503
-            assert "cannot reach the engine" in (await response.json())["why"]
-
-    async def test_health_of_an_engine_that_hangs(self, engine: Engine) -> None:
-        engine.script = hanging
-        async with gateway(engine.url, GatewaySettings(connect_s=0.05)) as rig:
-            async with rig.http.get(rig.url + "/health") as response:
-                assert response.status == 503
-            await until(engine.last.closed.is_set)
-
-
-def closed_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return "http://127.0.0.1:{}".format(found.getsockname()[1])
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://"])

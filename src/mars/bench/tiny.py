@@ -1,14 +1,14 @@
 """A real vLLM on a machine without a GPU: which model, which arguments.
 
 The model computes on the first core that we may use; the rest is for tools, API and gateway. The
-KV cache holds about 24k tokens: six to eight of the bundled sessions, so that a dozen agents press.
+KV cache holds 20,480 tokens: five to seven of the bundled sessions, so that a dozen agents press.
 """
 
 import os
 from pathlib import Path
 from typing import Final
 
-KV_BLOCKS: Final = 768
+KV_BLOCKS: Final = 640
 BLOCK_TOKENS: Final = 32
 
 

@@ -7,12 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-import zmq
 from starlette.applications import Starlette
 
 from mars.core.control import ControlPlane
@@ -22,6 +21,7 @@ from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.upstream import Upstream
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
 from mars.stream.log import LogWriter
@@ -119,9 +119,16 @@ async def _run(
     finally:
         desk.close("the gateway stops")
         server.should_exit = True
-        await asyncio.wait({serving}, timeout=_GRACE_S)
-        await app.state.upstream.close()  # who still gets an answer, gets an error now
-        await asyncio.wait({serving})
+        stopping = asyncio.create_task(_stop(serving, app.state.upstream))
+        while not stopping.done():  # it is bounded: a second cancellation must not cut it short
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({stopping})
+
+
+async def _stop(serving: asyncio.Task[None], upstream: Upstream) -> None:
+    await asyncio.wait({serving}, timeout=_GRACE_S)
+    await upstream.close()  # who still gets an answer, gets an error now
+    await asyncio.wait({serving})
 
 
 @contextmanager
@@ -176,10 +183,7 @@ def _publishing(endpoint: str | None) -> Iterator[Callable[[Sequence[Event]], No
     if endpoint is None:
         yield lambda _: None
         return
-    try:
-        publisher = Publisher(endpoint)
-    except zmq.ZMQError as error:
-        raise InputError(f"cannot publish on {endpoint}: {error.strerror}") from None
+    publisher = Publisher(endpoint)
     try:
         yield publisher.send
     finally:

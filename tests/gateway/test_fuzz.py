@@ -1,0 +1,83 @@
+"""300 sessions that call, wait, leave, are ended and come back, and at the end nothing is left."""
+
+import asyncio
+import random
+
+import aiohttp
+import pytest
+from tests.gateway.conftest import CHAT, Rig, full_kv, gateway
+from tests.gateway.scripted import STREAM, Engine, Exchange, event_of, polite, until
+
+from mars.core import events as ev
+from mars.core.ids import SessionId
+from mars.core.window import WindowSettings
+from mars.gateway.settings import GatewaySettings
+from mars.policy.presets import Scheduling
+
+SESSIONS = 300
+SETTINGS = GatewaySettings(idle_s=0.1, gone_s=0.02, keepalive_s=0.01)
+FEW = Scheduling(policy="mars", window=WindowSettings(first=16, least=16, blind_s=1e6))
+"""With the engine's KV full: 16 at a time."""
+
+
+async def moody(exchange: Exchange) -> None:
+    """An engine that answers, dawdles, refuses, dies or hangs."""
+    mood = random.Random(exchange.body).random()
+    if mood < 0.1:
+        await exchange.answer(503, [], b"busy")
+    elif mood < 0.2:
+        await exchange.begin(200, STREAM)
+        await exchange.write(event_of("half"))  # and dies
+    elif mood < 0.3:
+        await exchange.hang()
+    else:
+        await asyncio.sleep(mood / 50)
+        await polite(exchange)
+
+
+async def agent(rig: Rig, number: int, rng: random.Random) -> None:
+    session_id = f"s{number % 250}"  # some are one session in two agents
+    for turn in range(rng.randint(1, 4)):
+        headers = {"X-Session-ID": session_id} if rng.random() < 0.9 else {}
+        if rng.random() < 0.2:
+            headers["X-Session-Final"] = "1"
+        body = {"stream": rng.random() < 0.5, "n": [number, turn]}
+        patience_s = rng.choice([0.005, 0.05, 0.3, 1.0])
+        try:
+            async with asyncio.timeout(patience_s):
+                async with rig.http.post(rig.url + CHAT, json=body, headers=headers) as response:
+                    if rng.random() < 0.9:
+                        await response.read()
+        except (TimeoutError, aiohttp.ClientError):
+            pass
+        if rng.random() < 0.1:
+            rig.desk.end(SessionId(session_id), "fuzz")
+        if rng.random() < 0.1:
+            await (await rig.http.delete(f"{rig.url}/mars/sessions/{session_id}")).read()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_nothing_is_left(engine: Engine, seed: int) -> None:
+    engine.script = moody
+    rng = random.Random(seed)
+    async with gateway(engine.url, SETTINGS, FEW) as rig:
+        rig.desk.emit(full_kv())
+        agents = [agent(rig, number, random.Random(rng.random())) for number in range(SESSIONS)]
+        await asyncio.gather(*agents)
+        desk, control = rig.desk, rig.desk.control
+        await until(lambda: not control.sessions)
+        await until(lambda: engine.open == 0)
+        await until(lambda: not desk._in_flight)
+        status = await rig.status()
+        assert (status.sessions, status.active, status.gated, status.faults) == (0, 0, 0, 0)
+        assert control._gate == {}
+        assert control._open_calls == 0
+        assert (desk._stays, desk._orphans) == ({}, {})
+        queued = sorted(event.call_id for event in rig.of(ev.CallQueued))
+        finished = sorted(event.call_id for event in rig.of(ev.CallFinished))
+        assert queued == finished, "each call has one end"
+        assert len(queued) > SESSIONS / 10  # a busy machine outlasts much patience
+        assert len(rig.of(ev.SessionArrived)) == len(rig.of(ev.SessionEnded))
+        whys = {event.why for event in rig.of(ev.SessionEnded)}
+        assert {"client left at the gate", "fuzz", "its final request is answered"} <= whys
+        await rig.say("afterwards")
