@@ -60,7 +60,9 @@ def test_slow_start_doubles_once_a_turnover_when_it_binds_and_somebody_waits() -
     gate = Gate(Window(settings(first=2)))
     assert gate.ask(active=2, waiting=0) == (2, 0), "it binds, but nobody waits"
     assert gate.ask(active=1, waiting=5) == (2, 1), "somebody waits, but it does not bind"
-    assert gate.ask(active=2, waiting=5) == (4, 2), "the first move is owed to nobody"
+    assert gate.ask(active=2, waiting=5) == (2, 0), "no turnover yet"
+    gate.finish(2)
+    assert gate.ask(active=2, waiting=5) == (4, 2)
     assert gate.ask(active=4, waiting=5) == (4, 0)
     gate.finish(3)
     assert gate.ask(active=4, waiting=5) == (4, 0)
@@ -73,19 +75,20 @@ def test_slow_start_doubles_once_a_turnover_when_it_binds_and_somebody_waits() -
 
 def test_a_turnover_is_counted_from_the_last_move() -> None:
     gate = Gate(Window(settings(first=4)))
-    gate.finish(3)
+    gate.finish(7)
     assert gate.ask(active=4, waiting=1) == (8, 1)
     gate.finish(7)
-    assert gate.ask(active=8, waiting=1) == (8, 0), "3 + 7 calls, but 3 were before the move"
+    assert gate.ask(active=8, waiting=1) == (8, 0), "7 + 7 calls, but 7 were before the move"
     gate.finish(1)
     assert gate.ask(active=8, waiting=1) == (16, 1)
 
 
 def test_failed_calls_are_no_turnover() -> None:
     gate = Gate(Window(settings(first=1)))
-    assert gate.ask(active=1, waiting=1) == (2, 1)
     gate.finish(50, ok=False)
-    assert gate.ask(active=2, waiting=1) == (2, 0)
+    assert gate.ask(active=1, waiting=1) == (1, 0)
+    gate.finish(1)
+    assert gate.ask(active=1, waiting=1) == (2, 1)
 
 
 def test_a_cut_is_to_a_share_of_what_is_active_and_ends_slow_start() -> None:

@@ -27,14 +27,14 @@ class Load:
         """Play every session; the first error ends all of them."""
         async with asyncio.TaskGroup() as group:
             if self.per_s is not None:
-                for at_s, session in zip(self._starts_s(len(sessions)), sessions, strict=True):
+                for at_s, session in zip(self.starts_s(len(sessions)), sessions, strict=True):
                     group.create_task(_later(at_s, session, play))
             else:
                 queue = iter(sessions)
                 for _ in range(min(self.agents or 1, len(sessions))):
                     group.create_task(_agent(queue, play))
 
-    def _starts_s(self, count: int) -> list[float]:
+    def starts_s(self, count: int) -> list[float]:
         rng, at_s, starts = random.Random(self.seed), 0.0, []
         for _ in range(count):
             starts.append(at_s)

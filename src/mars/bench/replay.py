@@ -53,6 +53,21 @@ class Watcher:
     def session_done(self, policy: str, took_s: float) -> None: ...
 
 
+class Answers:
+    """Greedy answers must not depend on the policy, nor on the repetition."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, Answered]] = {}
+
+    def check(self, policy: str, recorded_id: str, answered: Answered) -> None:
+        first_policy, first = self._first.setdefault(recorded_id, (policy, answered))
+        if (first.tokens, first.sha256) != (answered.tokens, answered.sha256):
+            raise ResultError(
+                f"session {recorded_id}: its answers under {policy} differ from those under "
+                f"{first_policy}: the run is not valid"
+            )
+
+
 async def replay(options: ReplayOptions, watcher: Watcher) -> None:
     """Run it all and leave a run folder (mars.bench.record).
 
@@ -62,7 +77,7 @@ async def replay(options: ReplayOptions, watcher: Watcher) -> None:
         raise InputError(f"{options.folder} already holds a run: choose another --out")
     options.folder.mkdir(parents=True, exist_ok=True)
     log = LogWriter(options.folder / "run.jsonl", _head(options))
-    answers = _Answers()
+    answers = Answers()
     try:
         async with contextlib.AsyncExitStack() as alive:
             stacks: dict[str, Stack] = {}
@@ -134,7 +149,7 @@ async def _round(
     repeat: int,
     stack: Stack,
     log: LogWriter,
-    answers: "_Answers",
+    answers: Answers,
     watcher: Watcher,
 ) -> None:
     who: dict[str, Any] = {"policy": policy, "repeat": repeat}
@@ -184,14 +199,14 @@ async def _while_alive(stack: Stack, work: Any) -> None:
             await asyncio.wait({watch}, timeout=1.0)  # did a part die under it?
             if watch.done():
                 watch.result()
-            raise _first(error)
+            raise first_of(error)
         if watch.done():
             watch.result()
     finally:
         watch.cancel()
 
 
-def _first(error: BaseException) -> BaseException:
+def first_of(error: BaseException) -> BaseException:
     """Of a group of errors the first of ours."""
     while isinstance(error, BaseExceptionGroup):
         ours = error.subgroup(MarsError)
@@ -214,21 +229,6 @@ async def _drained(http: aiohttp.ClientSession, stack: Stack) -> None:
             if status["sessions"] == 0:
                 return
             await asyncio.sleep(0.01)
-
-
-class _Answers:
-    """Greedy answers must not depend on the policy, nor on the repetition."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[str, Answered]] = {}
-
-    def check(self, policy: str, recorded_id: str, answered: Answered) -> None:
-        first_policy, first = self._first.setdefault(recorded_id, (policy, answered))
-        if (first.tokens, first.sha256) != (answered.tokens, answered.sha256):
-            raise ResultError(
-                f"session {recorded_id}: its answers under {policy} differ from those under "
-                f"{first_policy}: the run is not valid"
-            )
 
 
 def _head(options: ReplayOptions) -> dict[str, Any]:

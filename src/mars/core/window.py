@@ -62,7 +62,7 @@ class Window:
         self._set = settings
         self._size = settings.first
         self._slow_start = True
-        self._may_move = True
+        self._may_cut, self._may_grow = True, False
         self._finished = 0
         self._kv = Hysteresis(low=settings.kv_low_frac, high=settings.kv_high_frac)
         self._load = Hysteresis(low=settings.tool_load_low, high=settings.tool_load_high)
@@ -81,15 +81,15 @@ class Window:
             return Verdict(admit=let_in(gated, why), why_not="", window=None)
         over = self._overload(pressure)
         if self._finished >= max(1, active):
-            self._finished, self._may_move = 0, True
-        if self._may_move and over and active <= self._size and self._size > self._set.least:
-            self._size = max(self._set.least, int(min(active, self._size) * self._set.shrink))
-            self._slow_start = self._may_move = False
             self._finished = 0
-        elif self._may_move and not over and active >= self._size and gated:
+            self._may_cut = self._may_grow = True
+        if self._may_cut and over and active <= self._size and self._size > self._set.least:
+            self._size = max(self._set.least, int(min(active, self._size) * self._set.shrink))
+            self._slow_start = False
+            self._moved()
+        elif self._may_grow and not over and active >= self._size and gated:
             self._size += self._size if self._slow_start else self._set.grow
-            self._may_move = False
-            self._finished = 0  # the next turnover is counted from this move
+            self._moved()
         room = max(0, (self._set.least if over else self._size) - active)
         why_not = over or f"{active} sessions are active, the window is {self._size}"
         fit = self._fit(gated[:room], active, pressure)
@@ -97,6 +97,10 @@ class Window:
             why_not = f"KV is at {pressure.kv_frac:.0%} and the next session's prompt does not fit"
         admit = let_in(gated[:fit], f"{active} active, window {self._size}")
         return Verdict(admit=admit, why_not=why_not, window=self._size)
+
+    def _moved(self) -> None:
+        self._may_cut = self._may_grow = False
+        self._finished = 0  # the next turnover is counted from this move
 
     def _fit(self, gated: Sequence[GatedView], active: int, pressure: Pressure) -> int:
         """How many of them, in order, have room for their prompts below the limit."""

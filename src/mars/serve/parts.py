@@ -53,6 +53,10 @@ class Parts:
         for part, process in reversed(self._running):
             await _end(part, process)
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for _, process in self._running]
+
     async def start(self, part: Part) -> None:
         """Start one part; it is ready only after `ready`."""
         with part.log.open("wb") as log:
