@@ -10,8 +10,8 @@ RUNS   := runs
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
 demo: $(READY)
 	rm -rf $(RUNS)/demo $(RUNS)/demo-light
-	$(BIN)/mars replay coding --agents 12 --sessions 16 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
-	$(BIN)/mars replay coding --agents 2 --sessions 6 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+	$(BIN)/mars replay coding --agents 12 --sessions 14 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
+	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
 
 test: check
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }

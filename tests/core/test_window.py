@@ -98,6 +98,23 @@ def test_a_cut_is_to_a_share_of_what_is_active_and_ends_slow_start() -> None:
     assert gate.ask(active=7, waiting=9, pressure=CALM) == (8, 1), "by one, not doubled"
 
 
+@pytest.mark.parametrize(
+    ("pressure", "window"),
+    [
+        (Pressure(kv_used_frac=0.3), 12),  # 6 * 0.9 / 0.3 = 18 fit, but at most twice as many
+        (Pressure(kv_used_frac=0.6), 9),  # 6 * 0.9 / 0.6
+        (Pressure(kv_used_frac=0.84), 7),  # 6 fit: by one all the same
+        (Pressure(kv_used_frac=0.3, tool_load=1.0), 12),  # 6 * 2 / 1 by the tools
+        (Pressure(kv_used_frac=0.3, tool_load=0.0), 12),
+    ],
+)
+def test_after_a_cut_it_grows_by_what_fits(pressure: Pressure, window: int) -> None:
+    gate = Gate(Window(settings(first=9)))
+    assert gate.ask(active=9, waiting=9, pressure=KV_FULL)[0] == 6
+    gate.finish(6)
+    assert gate.ask(active=6, waiting=9, pressure=pressure)[0] == window
+
+
 def test_a_cut_is_not_repeated_while_it_drains() -> None:
     gate = Gate(Window(settings(first=10)))
     assert gate.ask(active=10, waiting=9, pressure=KV_FULL) == (7, 0)

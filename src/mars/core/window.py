@@ -88,7 +88,7 @@ class Window:
             self._slow_start = False
             self._moved()
         elif self._may_grow and not over and active >= self._size and gated:
-            self._size += self._size if self._slow_start else self._set.grow
+            self._size += self._step(active, pressure)
             self._moved()
         room = max(0, (self._set.least if over else self._size) - active)
         why_not = over or f"{active} sessions are active, the window is {self._size}"
@@ -97,6 +97,24 @@ class Window:
             why_not = f"KV is at {pressure.kv_frac:.0%} and the next session's prompt does not fit"
         admit = let_in(gated[:fit], f"{active} active, window {self._size}")
         return Verdict(admit=admit, why_not=why_not, window=self._size)
+
+    def _step(self, active: int, pressure: Pressure) -> int:
+        """Doubling in slow start; later `grow`, or more while sessions like the present ones fit.
+
+        A window cut when contexts were long is too small once those sessions have ended: with
+        A sessions at pressure p below its limit P, about A * P / p of them fit.
+        """
+        if self._slow_start:
+            return self._size
+        fit = [
+            min(2.0 * self._size, active * limit / now)
+            for now, limit in (
+                (pressure.kv_frac, self._set.kv_high_frac),
+                (pressure.tool_load, self._set.tool_load_high),
+            )
+            if now > 0.0
+        ]
+        return max(self._set.grow, int(min(fit, default=0.0)) - self._size)
 
     def _moved(self) -> None:
         self._may_cut = self._may_grow = False
