@@ -1,12 +1,14 @@
 """What the plugin costs per scheduler step, against stock vLLM in the same process.
 
 Both schedulers are vLLM's real one, without a model (vllm_plugin.bare), in the same state: 64 calls
-decode, 256 wait. Rounds alternate stock / plugin, and the ratio is taken pair by pair, so that
-what else the machine does falls on both.
+decode, 256 wait. The plugin publishes its facts and listens for others', as under `mars serve`.
+Rounds alternate stock / plugin, and the ratio is taken pair by pair, so that what else the machine
+does falls on both.
 """
 
 import gc
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -36,27 +38,42 @@ def measure_overhead(
     from mars.vllm_plugin.bare import STOCK
     from mars.vllm_plugin.scheduler import MarsScheduler
 
-    results = []
-    for policy in policies:
-        stock = _loaded(STOCK, model, None)
-        ours = _loaded(MarsScheduler, model, {"scheduling": {"policy": policy}})
-        gc.collect()
-        gc.freeze()
-        pairs = [(_time_us(stock, steps), _time_us(ours, steps)) for _ in range(rounds)]
-        gc.unfreeze()
-        ratios = [plugin / base for base, plugin in pairs]
-        results.append(
-            Overhead(
-                policy=policy,
-                stock_us=statistics.median(base for base, _ in pairs),
-                plugin_us=statistics.median(plugin for _, plugin in pairs),
-                ratio_median=statistics.median(ratios),
-                ratio_min=min(ratios),
-                ratio_max=max(ratios),
-                pairs=len(ratios),
+    with tempfile.TemporaryDirectory(prefix="mars-") as links:
+        return [
+            _overhead(
+                policy,
+                _loaded(STOCK, model, None),
+                _loaded(MarsScheduler, model, _settings(policy, links)),
+                rounds,
+                steps,
             )
-        )
-    return results
+            for policy in policies
+        ]
+
+
+def _overhead(policy: str, stock: Any, ours: Any, rounds: int, steps: int) -> Overhead:
+    gc.collect()
+    gc.freeze()
+    pairs = [(_time_us(stock, steps), _time_us(ours, steps)) for _ in range(rounds)]
+    gc.unfreeze()
+    ratios = [plugin / base for base, plugin in pairs]
+    return Overhead(
+        policy=policy,
+        stock_us=statistics.median(base for base, _ in pairs),
+        plugin_us=statistics.median(plugin for _, plugin in pairs),
+        ratio_median=statistics.median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        pairs=len(ratios),
+    )
+
+
+def _settings(policy: str, links: str) -> dict[str, Any]:
+    return {
+        "scheduling": {"policy": policy},
+        "publish": f"ipc://{links}/{policy}",
+        "subscribe": [f"ipc://{links}/gateway", f"ipc://{links}/tools"],
+    }
 
 
 def _loaded(scheduler: Any, model: Path, mars: dict[str, Any] | None) -> Any:

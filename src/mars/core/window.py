@@ -11,7 +11,7 @@ The published loop ticks every 0.2 s and has faults that this one avoids:
 * it admits whoever the window has room for. Here a newcomer's prompt must fit, and counts from the
   moment it enters: a burst of arrivals does not see an empty machine;
 * it starts at 30, whatever the machine. Here the window doubles each turnover up to the first
-  overload (TCP's slow start), then moves by `grow`;
+  overload (TCP's slow start), then moves by `grow`, or by what would fit at today's pressure;
 * when samples stop coming it goes on with the last one. Here it stops growing, and opens after
   `blind_s`: a gate that cannot see must not starve anybody.
 """
