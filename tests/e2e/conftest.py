@@ -91,9 +91,9 @@ def start(folder: Path, *options: str, vllm: tuple[str, ...] = ()) -> Served:
     return Served(process, folder, folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Shared by the tests that leave it alive."""
+    """Shared by the tests that leave it alive; gone before others look for processes left over."""
     served = start(tmp_path_factory.mktemp("served"))
     try:
         served.wait_until_ready()
