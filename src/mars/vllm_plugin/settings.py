@@ -17,8 +17,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Endpoints of the gateway and the tool runtime."""
     sample_s: Annotated[float, Meta(gt=0.0)] = 0.2
     rank_s: Annotated[float, Meta(ge=0.0)] = 0.05
-    """A live order of the waiting is refreshed this often at most. Ranking 256 waiting calls every
-    step cost 1.3 ms; with this bound it is lost in the noise."""
+    """A live order of the waiting is refreshed this often at most. Ranking every waiting
+    call in every step would cost more than the step itself."""
 
 
 def read_settings(additional_config: Any) -> PluginSettings:
