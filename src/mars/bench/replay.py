@@ -2,8 +2,9 @@
 
 Each policy has an engine of its own, all started alike and all alive during the whole run; rounds
 go A B C, C B A, A B C ... (so that drift falls on everybody), one at a time: the others idle.
-Before each round that engine's prefix cache is emptied. `restart` starts an engine for each round
-instead, where several do not fit on one machine.
+Before each round its engine answers one call that no figure counts (an engine that has idled while
+others ran is slower at first) and its prefix cache is emptied. `restart` starts an engine for each
+round instead, where several do not fit on one machine.
 """
 
 import asyncio
@@ -159,6 +160,8 @@ async def _round(
         ToolClient(stack.tools_url, stack.tools_token) as tools,
     ):
         agent = Agent(http, tools, stack.base_url, options.model)
+        await _warm_up(agent, options.sessions[0], repeat)
+        await _drained(http, stack)
         await _empty_cache(http, stack)
         watcher.round_started(policy, repeat, len(options.sessions))
         log.write(record.RoundStarted(at_s=time.monotonic(), sessions=len(options.sessions), **who))
@@ -212,6 +215,11 @@ def first_of(error: BaseException) -> BaseException:
         ours = error.subgroup(MarsError)
         error = (ours or error).exceptions[0]
     return error
+
+
+async def _warm_up(agent: Agent, like: Recorded, repeat: int) -> None:
+    first = msgspec.structs.replace(like.turns[0], tools=(), think_s=0.0)
+    await agent.play(Recorded(session_id="", turns=(first,)), SessionId(f"warm-up#{repeat}"))
 
 
 async def _empty_cache(http: aiohttp.ClientSession, stack: Stack) -> None:
