@@ -75,8 +75,10 @@ def _become(argv: list[str], cwd: str | None, env: dict[str, str], cores: list[i
         os.sched_setaffinity(0, cores)
         if cwd is not None:
             os.chdir(cwd.encode())
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two;
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a command must not inherit that
+        # Python ignores some signals, `nohup mars serve` others: a command must not inherit that.
+        for number in signal.valid_signals():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         whole_env = _environment(env)
     except OSError as error:
