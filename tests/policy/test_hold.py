@@ -1,5 +1,6 @@
 """Ski rental: what stays warm, for how long, computed by hand."""
 
+from math import inf
 from typing import get_args
 
 import pytest
@@ -28,7 +29,9 @@ def idle(
         session_id=S,
         stage=stage,
         tool=tool,
+        session_arrived_s=0.0,
         context_tokens=context_tokens,
+        others_tokens=0,
         kv_capacity_tokens=kv_capacity_tokens,
         refill_s=refill_s,
         idle_s=idle_s,
@@ -116,9 +119,7 @@ def test_the_learned_mean_is_a_mean_and_then_forgets() -> None:
 def test_a_call_may_take_held_memory_after_its_wait() -> None:
     rental = SkiRental(HoldSettings(cold_wait_s=10.0))
     view = CallView(CallId("c"), S, queued_s=100.0, session_arrived_s=0.0)
-    assert not rental.may_take_held(view, 100.0)
-    assert not rental.may_take_held(view, 110.0)
-    assert rental.may_take_held(view, 110.1)
+    assert rental.takes_held_at_s(view) == 110.0
 
 
 IDLE_VIEWS = st.builds(
@@ -151,4 +152,4 @@ def test_keep_nothing_keeps_nothing_and_defends_nothing() -> None:
     nothing = KeepNothing()
     view = CallView(CallId("c"), S, queued_s=0.0, session_arrived_s=0.0)
     assert nothing.hold(idle(stage="tool ended")).keep_s == 0.0
-    assert nothing.may_take_held(view, 0.0)
+    assert nothing.takes_held_at_s(view) == -inf

@@ -47,8 +47,7 @@ def test_settings_reach_the_parts() -> None:
     policy = build_policy(scheduling)
     view = CallView(CallId("c"), SessionId("s"), 0.0, 0.0, uncached_tokens=50_000)
     assert policy.ordering.run_key(view, 5.1) < policy.ordering.run_key(view, 5.0)
-    may_take = [policy.retention.may_take_held(view, now_s) for now_s in (3.0, 3.1)]
-    assert may_take == [False, True]
+    assert policy.retention.takes_held_at_s(view) == 3.0
 
 
 @pytest.mark.parametrize(

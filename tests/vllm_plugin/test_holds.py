@@ -43,6 +43,7 @@ def tool(engine: BareEngine, engines: Engines, event: type, **fields: object) ->
         tool="pytest",
         **fields,
     )
+    engine.scheduler._policy.observe(fact)
     engine.scheduler._holds.hear(fact, engines.clock.now_s)
 
 
@@ -169,7 +170,7 @@ def test_nothing_is_left_after_a_thousand_random_aborts(engines: Engines, is_asy
             scheduler.finish_requests(call, RequestStatus.FINISHED_ABORTED)
             aborted += 1
         if rng.random() < 0.03 and scheduler._holds:
-            ended = rng.choice(sorted(scheduler._holds.sessions()))
+            ended = rng.choice(sorted(scheduler._holds))
             scheduler._holds.forget(ended, engines.clock.now_s)
         if scheduler.has_requests():
             output, _ = engine.step()
@@ -177,7 +178,7 @@ def test_nothing_is_left_after_a_thousand_random_aborts(engines: Engines, is_asy
             idle = idle + 1 if stuck else 0
             assert idle < 50, "livelock"
         assert scheduler._holds.blocks == sum(
-            len(held.blocks) for held in scheduler._holds._held.values()
+            held.kept.blocks for held in scheduler._holds._held.values()
         )
     finish(engine)
     assert scheduler.reset_prefix_cache()

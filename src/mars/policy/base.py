@@ -5,7 +5,8 @@ never touches a block, a queue or a clock. Time reaches it as `now_s`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from math import inf
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -13,6 +14,17 @@ from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 
 Key = tuple[float, ...]
+
+EngineEvent = (
+    ev.SessionArrived
+    | ev.SessionEnded
+    | ev.CallStarted
+    | ev.CallServed
+    | ev.ToolQueued
+    | ev.ToolStarted
+    | ev.ToolFinished
+)
+"""What an engine tells its policy: of sessions and tools what it hears, of calls what it does."""
 
 
 @dataclass(slots=True)
@@ -28,10 +40,27 @@ class CallView:
     """When this call came to the engine."""
     session_arrived_s: float
     """When its session first came, to the gate or (no gate) to the engine."""
+    prompt_tokens: int = 0
     uncached_tokens: int = 0
     """Tokens the model must still compute before the next token can be made: of a waiting call its
     prompt without what the prefix cache has now, of a running call its prefill left."""
+    kv_tokens: int = 0
+    """Of a running call: tokens of it that are in KV."""
     is_decode: bool = False
+    is_held: bool = False
+    """Of a waiting call: KV of its session is held."""
+
+
+class Stays(NamedTuple):
+    """For how long a waiting call's key holds: until any of these is passed."""
+
+    until_s: float = inf
+    """The key holds while now_s <= until_s."""
+    uncached_tokens: float = inf
+    """... and while no more tokens than this are uncached (eviction makes them more)."""
+
+
+FOR_EVER: Final = Stays()
 
 
 IdleStage = Literal["left", "tool started", "tool ended"]
@@ -45,8 +74,11 @@ class IdleView(msgspec.Struct, frozen=True, kw_only=True):
     """What has just happened. `left`: its call ended, nothing is known of a tool yet."""
     tool: str
     """Name of the tool, when one is known to run."""
+    session_arrived_s: float
     context_tokens: int
     """Tokens whose KV a hold would keep."""
+    others_tokens: int
+    """KV of the calls that run now."""
     kv_capacity_tokens: int
     refill_s: float
     """The engine's own estimate of what it costs to compute this context again."""
@@ -65,7 +97,10 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
 class Ordering(Protocol):
     live: bool
     """True when a key changes while a call waits (by time or by what is cached): the engine ranks
-    again before it admits. False: a key once given stays."""
+    again before it admits. False: a key once given stays. A call that has become a decode keeps
+    the key that it then got either way."""
+
+    def observe(self, event: EngineEvent) -> None: ...
 
     def run_key(self, call: CallView, now_s: float) -> Key:
         """Ascending: the least key runs first."""
@@ -73,14 +108,23 @@ class Ordering(Protocol):
     def victim_key(self, call: CallView, now_s: float) -> Key:
         """Descending: the greatest key gives up its memory first."""
 
+    def stays(self, call: CallView, now_s: float) -> Stays:
+        """Until when the `run_key` of a waiting call holds: a simulator does not ask before.
+
+        `observe` may change keys as well, if `live`: those of the calls of the event's session.
+        """
+
+    def chunk_tokens(self, call: CallView, kv_used_frac: float) -> int | None:
+        """Most prompt tokens of this call in one step; None: what the step has room for."""
+
 
 class Retention(Protocol):
-    def observe(self, event: ev.ToolEvent) -> None: ...
+    def observe(self, event: EngineEvent) -> None: ...
 
     def hold(self, idle: IdleView) -> Hold: ...
 
-    def may_take_held(self, call: CallView, now_s: float) -> bool:
-        """May this waiting call take memory that is held for idle sessions?"""
+    def takes_held_at_s(self, call: CallView) -> float:
+        """From when on this waiting call may take memory that is held for idle sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +132,38 @@ class Policy:
     ordering: Ordering
     retention: Retention
 
+    def observe(self, event: EngineEvent) -> None:
+        self.ordering.observe(event)
+        self.retention.observe(event)
+
+
+class Steady:
+    """What an ordering answers that learns nothing, changes no key and caps no chunk."""
+
+    live = False
+
+    def observe(self, event: EngineEvent) -> None:
+        del event
+
+    def stays(self, call: CallView, now_s: float) -> Stays:
+        del call, now_s
+        return FOR_EVER
+
+    def chunk_tokens(self, call: CallView, kv_used_frac: float) -> int | None:
+        del call, kv_used_frac
+        return None
+
 
 class KeepNothing:
     """No retention: freed KV stays in vLLM's LRU until somebody needs the room."""
 
-    def observe(self, event: ev.ToolEvent) -> None:
+    def observe(self, event: EngineEvent) -> None:
         del event
 
     def hold(self, idle: IdleView) -> Hold:
         del idle
         return Hold(keep_s=0.0)
 
-    def may_take_held(self, call: CallView, now_s: float) -> bool:
-        del call, now_s
-        return True
+    def takes_held_at_s(self, call: CallView) -> float:
+        del call
+        return -inf

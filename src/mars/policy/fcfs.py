@@ -1,11 +1,9 @@
 """First come, first served: vLLM as it ships."""
 
-from mars.policy.base import CallView, Key
+from mars.policy.base import CallView, Key, Steady
 
 
-class Fcfs:
-    live = False
-
+class Fcfs(Steady):
     def run_key(self, call: CallView, now_s: float) -> Key:
         del now_s
         return (call.queued_s,)

@@ -1,13 +1,14 @@
 """MARS (arXiv 2604.26963), agent-centric scheduler: continuations first, warm KV where it pays."""
 
 from bisect import bisect_left
+from math import inf
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
-from mars.policy.base import CallView, Hold, IdleView, Key
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Hold, IdleView, Key, Stays, Steady
 
 
 class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,7 +23,7 @@ class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError("`level_tokens` must rise")
 
 
-class ContinuationsFirst:
+class ContinuationsFirst(Steady):
     """Few uncached tokens first; among equals the older session; nobody past the ageing bound.
 
     The preview ranks a waiting call by its whole prompt, so a warm return with 60k cached and 1k
@@ -39,11 +40,18 @@ class ContinuationsFirst:
     def run_key(self, call: CallView, now_s: float) -> Key:
         if call.is_decode:
             level = -1
-        elif now_s - call.queued_s > self._ageing_s:
+        elif now_s > call.queued_s + self._ageing_s:
             level = 0
         else:
             level = 1 + bisect_left(self._levels, call.uncached_tokens)
         return (level, call.session_arrived_s, call.queued_s)
+
+    def stays(self, call: CallView, now_s: float) -> Stays:
+        if now_s > call.queued_s + self._ageing_s:
+            return FOR_EVER
+        level = bisect_left(self._levels, call.uncached_tokens)
+        most_tokens = self._levels[level] if level < len(self._levels) else inf
+        return Stays(call.queued_s + self._ageing_s, most_tokens)
 
     def victim_key(self, call: CallView, now_s: float) -> Key:
         del now_s
@@ -78,7 +86,7 @@ class SkiRental:
         self._set = settings
         self._mean_s: dict[str, tuple[float, int]] = {}
 
-    def observe(self, event: ev.ToolEvent) -> None:
+    def observe(self, event: EngineEvent) -> None:
         if isinstance(event, ev.ToolFinished) and event.exit_code is not None:
             mean_s, runs = self._mean_s.get(event.tool, (0.0, 0))
             runs = min(runs + 1, 50)  # an average that forgets
@@ -98,5 +106,5 @@ class SkiRental:
             return Hold(keep_s=0.0, why=f"{idle.tool} takes {mean_s:.1f} s, worth {left_s:.1f} s")
         return Hold(keep_s=max(0.0, left_s), value=left_s, why=f"worth {bound_s:.1f} s of waiting")
 
-    def may_take_held(self, call: CallView, now_s: float) -> bool:
-        return now_s - call.queued_s > self._set.cold_wait_s
+    def takes_held_at_s(self, call: CallView) -> float:
+        return call.queued_s + self._set.cold_wait_s

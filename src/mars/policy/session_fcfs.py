@@ -4,12 +4,10 @@ The strongest simple baseline: an agent that began earlier goes first in every t
 sessions end and free their KV instead of all sessions crawling together.
 """
 
-from mars.policy.base import CallView, Key
+from mars.policy.base import CallView, Key, Steady
 
 
-class SessionFcfs:
-    live = False
-
+class SessionFcfs(Steady):
     def run_key(self, call: CallView, now_s: float) -> Key:
         del now_s
         return (call.session_arrived_s, call.queued_s)

@@ -111,6 +111,7 @@ class Calls:
             session_id=session_id,
             queued_s=now_s,
             session_arrived_s=sessions.call_came(session_id, now_s),
+            prompt_tokens=request.num_prompt_tokens,
         )
         self._intake += 1
         self._open[request.request_id] = OpenCall(

@@ -18,6 +18,7 @@ _SCHEDULER_SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "update_from_output": ("scheduler_output", "model_runner_output"),
     "add_request": ("request",),
     "_enqueue_waiting_request": ("request",),
+    "_reserve_prefill_lookahead": ("request", "num_computed_tokens", "num_new_tokens"),
     "_preempt_request": ("request", "timestamp", "drop_stale_output"),
     "_update_after_schedule": ("scheduler_output",),
     "_free_blocks": ("request",),
@@ -31,6 +32,7 @@ _SCHEDULE_ASKS: Final = (
     "self.kv_cache_manager.allocate_slots(",
     "request_queue.peek_request()",
     "self.waiting.prepend_requests(",
+    "self._reserve_prefill_lookahead(",
 )
 _POOL_SEAMS: Final = ("touch", "free_blocks", "get_num_free_blocks")
 

@@ -13,6 +13,7 @@
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,10 +28,11 @@ from vllm.v1.request import Request, RequestStatus
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.policy.base import CallView, Key
+from mars.policy.holds import Holds
 from mars.policy.presets import build_policy
 from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
-from mars.vllm_plugin.holds import Holds
+from mars.vllm_plugin.kept import KeptBlocks
 from mars.vllm_plugin.queue import RankedQueue
 from mars.vllm_plugin.residency import resident_tokens
 from mars.vllm_plugin.settings import read_settings
@@ -48,24 +50,28 @@ class MarsMixin(_Base):
         super().__init__(*args, **kwargs)
         settings = read_settings(self.vllm_config.additional_config)
         self._set = settings
-        policy = build_policy(settings.scheduling)
-        self._ordering, self._retention = policy.ordering, policy.retention
+        self._policy = build_policy(settings.scheduling)
+        self._ordering, self._retention = self._policy.ordering, self._policy.retention
         self._clock = time.monotonic
         self._now_s = self._clock()
         self._sessions = Sessions()
         self._ranked_s = 0.0
-        self._scheduled_s = self._updated_s = self._now_s
+        self._updated_s = self._now_s
+        self._in_flight_s: deque[float] = deque()
+        """When the steps were scheduled that are not over yet."""
+        self._used_frac = 0.0
         self._rate = PrefillRate()
         self._wire = Wire(settings)
-        self._calls = Calls(self._wire.emit)
+        self._calls = Calls(self._emit)
         self._pool = self.kv_cache_manager.block_pool
         self._one_group = len(self.kv_cache_config.kv_cache_groups) == 1
         self._holds = Holds(
-            pool=self._pool,
             block_tokens=self.block_size,
+            capacity_tokens=self._pool.num_gpu_blocks * self.block_size,
             retention=self._retention,
             rate=self._rate,
-            emit=self._wire.emit,
+            running_tokens=self._running_tokens,
+            emit=self._emit,
         )
         self.policy = SchedulingPolicy.PRIORITY
         self.waiting = RankedQueue(self._waiting_key)
@@ -86,7 +92,8 @@ class MarsMixin(_Base):
         call = self._calls[request.request_id]
         if self._ordering.live or not call.key:
             view = call.view
-            view.is_decode = False
+            view.is_decode, view.kv_tokens = False, 0
+            view.is_held = view.session_id in self._holds
             if self._ordering.live:
                 cached = (
                     resident_tokens(self._pool, request, self.block_size) if self._one_group else 0
@@ -101,13 +108,14 @@ class MarsMixin(_Base):
         view = call.view
         decode = not request.is_prefill_chunk
         if self._ordering.live and not (decode and view.is_decode):
-            view.is_decode = decode
+            view.is_decode, view.kv_tokens = decode, request.num_computed_tokens
             view.uncached_tokens = request.num_tokens - request.num_computed_tokens
             call.key = (*self._ordering.run_key(view, self._now_s), call.order)
         return call.key
 
     def _victim_key(self, request: Request) -> Key:
         call = self._calls[request.request_id]
+        call.view.kv_tokens = request.num_computed_tokens
         return (*self._ordering.victim_key(call.view, self._now_s), call.order)
 
     def _rank(self) -> None:
@@ -137,9 +145,22 @@ class MarsMixin(_Base):
         self._hear(now_s)
         self._holds.expire(now_s, self._sessions.is_open)
         self._rank()
+        self._used_frac = self._used_blocks() / (self._pool.num_gpu_blocks - 1)
         output = super().schedule(throttle_prefills)
-        self._scheduled_s = now_s
+        self._in_flight_s.append(now_s)
         return output
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """The hook of vLLM for shortening a chunk."""
+        tokens: int = super()._reserve_prefill_lookahead(
+            request, num_computed_tokens, num_new_tokens
+        )
+        if tokens <= 1:
+            return tokens
+        most = self._ordering.chunk_tokens(self._calls[request.request_id].view, self._used_frac)
+        return tokens if most is None else min(tokens, most)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         for data in scheduler_output.scheduled_new_reqs:
@@ -153,9 +174,8 @@ class MarsMixin(_Base):
     ) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         now_s = self._now_s = self._clock()
-        began_s = max(self._scheduled_s, self._updated_s)
-        if self.vllm_config.scheduler_config.async_scheduling:
-            began_s = self._updated_s  # the next step was scheduled while this one ran
+        # A step begins when the one before it is over; after a pause, when it is scheduled.
+        began_s = max(self._in_flight_s.popleft(), self._updated_s)
         self._rate.observe(scheduler_output.total_num_scheduled_tokens, now_s - began_s)
         self._updated_s = now_s
         if now_s - self._wire.sampled_s >= self._set.sample_s or not self.has_unfinished_requests():
@@ -164,19 +184,25 @@ class MarsMixin(_Base):
         return outputs
 
     def _sample(self, now_s: float) -> None:
-        total = self._pool.num_gpu_blocks - 1  # one block is vLLM's null block
         self._wire.sampled_s = now_s
         self._wire.emit(
             ev.EngineSampled(
                 at_s=now_s,
-                kv_used_blocks=total - self._pool.get_num_free_blocks(),
+                kv_used_blocks=self._used_blocks(),
                 kv_held_blocks=self._holds.blocks,
-                kv_total_blocks=total,
+                kv_total_blocks=self._pool.num_gpu_blocks - 1,
                 block_tokens=self.block_size,
                 running_calls=len(self.running),
                 waiting_calls=len(self.waiting),
             )
         )
+
+    def _used_blocks(self) -> int:
+        """One block is vLLM's null block."""
+        return int(self._pool.num_gpu_blocks - 1 - self._pool.get_num_free_blocks())
+
+    def _running_tokens(self) -> int:
+        return sum(request.num_computed_tokens for request in self.running)
 
     def _preempt_request(
         self,
@@ -207,7 +233,7 @@ class MarsMixin(_Base):
         return (
             not self.running  # else nothing would move
             or view.session_id in self._holds
-            or self._retention.may_take_held(view, self._now_s)
+            or self._now_s >= self._retention.takes_held_at_s(view)
         )
 
     def _free_blocks(self, request: Request) -> None:
@@ -222,7 +248,14 @@ class MarsMixin(_Base):
         if ok and call.named and self._one_group and not self._sessions.is_open(session_id):
             blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
             hashed = [b for b in blocks if b.block_hash is not None and not b.is_null]
-            self._holds.left(session_id, hashed, now_s)
+            running = request in self.running  # not when its last token came after a preemption
+            self._holds.left(
+                session_id,
+                KeptBlocks(self._pool, hashed),
+                own_tokens=request.num_computed_tokens if running else 0,
+                arrived_s=call.view.session_arrived_s,
+                now_s=now_s,
+            )
         super()._free_blocks(request)
 
     def finish_requests(
@@ -250,14 +283,22 @@ class MarsMixin(_Base):
 
     # -- facts from the other processes -----------------------------------------------------
 
+    def _emit(self, event: ev.Event) -> None:
+        if isinstance(event, ev.CallStarted | ev.CallServed):
+            self._policy.observe(event)
+        self._wire.emit(event)
+
     def _hear(self, now_s: float) -> None:
         for event in self._wire.inbox():
             match event:
                 case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                    self._policy.observe(event)
                     self._holds.hear(event, now_s)
                 case ev.SessionArrived():
+                    self._policy.observe(event)
                     self._sessions.hear_arrived(event)
                 case ev.SessionEnded():
+                    self._policy.observe(event)
                     self._sessions.forget(event.session_id)
                     self._holds.forget(event.session_id, now_s)
                 case _:

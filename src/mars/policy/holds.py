@@ -1,25 +1,39 @@
-"""KV kept for sessions that are off the GPU.
+"""KV kept for sessions that are off the GPU: the book of holds, for any engine.
 
-A hold owns one reference on each hash-complete block of a finished call, taken before vLLM drops
-the call's own. Nothing is freed twice: release gives back that one reference, and the blocks return
-to the LRU queue still hashed, tail first, as stock would have left them.
+The engine lends its memory as a `Kept`; when to keep, for how long and what goes first under
+pressure is asked of the policy's retention, again whenever a tool starts or ends.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Literal, Protocol
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.ids import SessionId, ToolId
 from mars.policy.base import Hold, IdleStage, IdleView, Retention
 
-Release = Callable[[SessionId, int, float, str], None]
+Why = Literal["returned", "expired", "pressure", "tool", "ended", "replaced", "reset"]
+
+
+class Kept(Protocol):
+    """KV of one session in an engine's own form."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    def keep(self) -> None:
+        """Keep it from being evicted."""
+
+    def let_go(self) -> None:
+        """Give back what `keep` took: free, still warm, tail first."""
 
 
 @dataclass(slots=True)
 class _Held:
-    blocks: list[Any]
+    kept: Kept
+    arrived_s: float
     since_s: float
     until_s: float
     value: float
@@ -29,20 +43,23 @@ class Holds:
     def __init__(
         self,
         *,
-        pool: Any,
         block_tokens: int,
+        capacity_tokens: int,
         retention: Retention,
         rate: PrefillRate,
+        running_tokens: Callable[[], int],
         emit: Callable[[ev.Event], None],
     ) -> None:
-        self._pool = pool
+        """`running_tokens` tells the KV of the calls that run now."""
         self._block_tokens = block_tokens
+        self._capacity_tokens = capacity_tokens
         self._retention = retention
         self._rate = rate
+        self._running_tokens = running_tokens
         self._emit = emit
         self._held: dict[SessionId, _Held] = {}
         self._tools: dict[SessionId, set[ToolId]] = {}
-        self._due_s = float("inf")
+        self._due_s = inf
         self.blocks = 0
         """Blocks under a hold, each counted once per hold."""
 
@@ -52,33 +69,41 @@ class Holds:
     def __contains__(self, session_id: SessionId) -> bool:
         return session_id in self._held
 
-    def sessions(self) -> Iterator[SessionId]:
+    def __iter__(self) -> Iterator[SessionId]:
         return iter(self._held)
 
-    def left(self, session_id: SessionId, blocks: list[Any], now_s: float) -> None:
-        """A call of this session has ended; `blocks` are its hash-complete ones."""
+    def left(
+        self, session_id: SessionId, kept: Kept, *, own_tokens: int, arrived_s: float, now_s: float
+    ) -> bool:
+        """A call of this session has ended; `own_tokens` of the running KV were its own.
+
+        True when its KV is held.
+        """
         if session_id in self._held:
             self.release(session_id, now_s, "replaced")
-        hold = self._ask(session_id, len(blocks), "left", "", 0.0)
+        held = _Held(kept, arrived_s, now_s, now_s, 0.0)
+        others_tokens = self._running_tokens() - own_tokens
+        hold = self._ask(session_id, held, "left", "", others_tokens=others_tokens, now_s=now_s)
         if hold.keep_s <= 0.0:
-            return
-        self._pool.touch(blocks)
-        self.blocks += len(blocks)
-        self._held[session_id] = _Held(blocks, now_s, now_s + hold.keep_s, hold.value)
-        self._due_s = min(self._due_s, now_s + hold.keep_s)
+            return False
+        kept.keep()
+        self.blocks += kept.blocks
+        held.until_s, held.value = now_s + hold.keep_s, hold.value
+        self._held[session_id] = held
+        self._due_s = min(self._due_s, held.until_s)
         self._emit(
             ev.KvHeld(
                 at_s=now_s,
                 session_id=session_id,
-                kv_tokens=len(blocks) * self._block_tokens,
+                kv_tokens=kept.blocks * self._block_tokens,
                 keep_s=hold.keep_s,
                 why=hold.why,
             )
         )
+        return True
 
     def hear(self, event: ev.ToolEvent, now_s: float) -> None:
         """Ask again: a tool that starts has a name, one that ends brings its session back."""
-        self._retention.observe(event)
         running = self._tools.setdefault(event.session_id, set())
         match event:
             case ev.ToolQueued():
@@ -100,7 +125,13 @@ class Holds:
         past = [s for s, held in self._held.items() if held.until_s <= now_s and not is_back(s)]
         for session_id in past:
             self.release(session_id, now_s, "expired")
-        self._due_s = min((h.until_s for h in self._held.values()), default=float("inf"))
+        self._due_s = min((h.until_s for h in self._held.values()), default=inf)
+
+    def next_expiry_s(self, now_s: float) -> float:
+        """When the next hold ends that has not ended yet."""
+        if self._due_s > now_s:
+            return self._due_s
+        return min((h.until_s for h in self._held.values() if h.until_s > now_s), default=inf)
 
     def release_least(self, besides: SessionId, now_s: float) -> bool:
         """Under pressure: the hold worth least goes, the asking session's own last of all."""
@@ -110,23 +141,23 @@ class Holds:
         self.release(least, now_s, "pressure")
         return True
 
-    def release_all(self, now_s: float, why: str) -> None:
+    def release_all(self, now_s: float, why: Why) -> None:
         for session_id in list(self._held):
             self.release(session_id, now_s, why)
 
-    def release(self, session_id: SessionId, now_s: float, why: Any) -> None:
+    def release(self, session_id: SessionId, now_s: float, why: Why) -> None:
         held = self._held.pop(session_id)
-        self.blocks -= len(held.blocks)
-        self._pool.free_blocks(reversed(held.blocks))
+        self.blocks -= held.kept.blocks
         self._emit(
             ev.KvReleased(
                 at_s=now_s,
                 session_id=session_id,
-                kv_tokens=len(held.blocks) * self._block_tokens,
+                kv_tokens=held.kept.blocks * self._block_tokens,
                 held_s=now_s - held.since_s,
                 why=why,
             )
         )
+        held.kept.let_go()
 
     def forget(self, session_id: SessionId, now_s: float) -> None:
         """The session is over."""
@@ -140,8 +171,14 @@ class Holds:
         held = self._held.get(event.session_id)
         if held is None:
             return
-        idle_s = now_s - held.since_s
-        hold = self._ask(event.session_id, len(held.blocks), stage, event.tool, idle_s)
+        hold = self._ask(
+            event.session_id,
+            held,
+            stage,
+            event.tool,
+            others_tokens=self._running_tokens(),
+            now_s=now_s,
+        )
         if hold.keep_s <= 0.0:
             self.release(event.session_id, now_s, "tool")
             return
@@ -149,17 +186,26 @@ class Holds:
         self._due_s = min(self._due_s, held.until_s)
 
     def _ask(
-        self, session_id: SessionId, blocks: int, stage: IdleStage, tool: str, idle_s: float
+        self,
+        session_id: SessionId,
+        held: _Held,
+        stage: IdleStage,
+        tool: str,
+        *,
+        others_tokens: int,
+        now_s: float,
     ) -> Hold:
-        tokens = blocks * self._block_tokens
+        tokens = held.kept.blocks * self._block_tokens
         return self._retention.hold(
             IdleView(
                 session_id=session_id,
                 stage=stage,
                 tool=tool,
+                session_arrived_s=held.arrived_s,
                 context_tokens=tokens,
-                kv_capacity_tokens=self._pool.num_gpu_blocks * self._block_tokens,
+                others_tokens=others_tokens,
+                kv_capacity_tokens=self._capacity_tokens,
                 refill_s=self._rate.seconds(tokens),
-                idle_s=idle_s,
+                idle_s=now_s - held.since_s,
             )
         )
