@@ -14,10 +14,10 @@ from mars.bench.arrivals import Load
 from mars.bench.drive import Agent, Answered, new_tokens
 from mars.bench.replay import Answers, first_of
 from mars.bench.tiny import tiny_engine
-from mars.bench.trace import Recorded, Tool, Turn
 from mars.core.errors import InputError, PartDiedError, ResultError
 from mars.core.ids import SessionId
 from mars.tools.client import ToolClient
+from mars.workload.trace import Recorded, Tool, Turn
 
 TWO_TURNS = Recorded(
     session_id="s",

@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mars.bench.trace import Recorded
+from mars.workload.trace import Recorded
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from mars.bench.overhead import measure_overhead
 from mars.bench.replay import ReplayOptions, Watcher, replay
 from mars.bench.report import report
 from mars.bench.tiny import tiny_engine
-from mars.bench.trace import read_trace
 from mars.config import load_settings
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
+from mars.workload.trace import read_trace
 
 
 def replay_command(

@@ -17,11 +17,11 @@ from typing import Any, Final
 import aiohttp
 
 from mars.bench import burn
-from mars.bench.trace import Recorded, Tool, Turn
 from mars.core.errors import PartDiedError, ResultError
 from mars.core.ids import SessionId
 from mars.tools.client import ToolClient
 from mars.tools.wire import RunRequest
+from mars.workload.trace import Recorded, Tool, Turn
 
 FIRST_TOKEN: Final = 300
 LAST_TOKEN: Final = 4000

@@ -22,13 +22,13 @@ import msgspec
 from mars.bench import record
 from mars.bench.arrivals import Load
 from mars.bench.drive import Agent, Answered
-from mars.bench.trace import Recorded
 from mars.config import Settings, as_dict
 from mars.core.errors import InputError, MarsError, PartDiedError, ResultError
 from mars.core.ids import SessionId
 from mars.serve.stack import Stack, StackOptions, running_stack
 from mars.stream.log import LogWriter
 from mars.tools.client import ToolClient
+from mars.workload.trace import Recorded
 
 
 @dataclass(frozen=True, slots=True)

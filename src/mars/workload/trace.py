@@ -1,8 +1,9 @@
 """Recorded sessions on disk: Agentic Mooncake JSON lines, one line for one LLM call.
 
 `tool_wait_ms` and `delay` of line k are the gap before it; what of it is no tool is think time.
-Tools stand on the line that asked for them (Dynamo's own exporter: on the line that reads their
-results). A prompt extends the one before it unless `prefix_reset` is set:
+What a session shares and when its client leaves stand on its first line (fields: `lines.py`), tools
+on the line that asked for them (Dynamo's own exporter: on the line that reads their results).
+A prompt extends the one before it unless `prefix_reset` is set:
 
     input_length[k] = input_length[k-1] + output_length[k-1] + new_tokens[k]
 
@@ -11,14 +12,12 @@ Times have three decimals of a millisecond: whole microseconds survive the file.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from mars.core.errors import InputError
-
-Timing = Literal["recorded", "modelled"]
-"""Where a tool's duration comes from: somebody's clock, or a distribution."""
+from mars.workload.lines import Line, Timing, ToolEvent, millis, seconds
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +26,10 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float = 0.0
     """Core-seconds inside `run_s`; more than `run_s` means several cores. 0 if nobody measured."""
     timing: Timing = "recorded"
+    cores: int = 1
+    """The most it can use at once."""
+    memory_bytes: int = 0
+    """Its peak; 0 if nobody measured."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,40 +51,17 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     arrives_s: float = 0.0
     turns: tuple[Turn, ...]
-
-
-_Ms = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class _Event(msgspec.Struct, kw_only=True, omit_defaults=True):
-    tool_call_id: str | None = None
-    tool_class: str = "unknown"
-    status: str | None = None
-    started_at_unix_ms: float | None = None
-    ended_at_unix_ms: float | None = None
-    duration_ms: _Ms
-    queue_wait_ms: _Ms = 0.0
-    cpu_ms: _Ms = 0.0
-    timing: Timing = "recorded"
-
-
-class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    request_id: str
-    session_id: str
-    input_length: Annotated[int, msgspec.Meta(ge=1)]
-    output_length: Annotated[int, msgspec.Meta(ge=1)]
-    timestamp: _Ms | None = None
-    wait_for: tuple[str, ...] = ()
-    branches: tuple[str, ...] = ()
-    prefix_reset: bool | None = None
-    delay: _Ms | None = None
-    tool_wait_ms: _Ms | None = None
-    tool_events: tuple[_Event, ...] = ()
+    shared_prefix: str = ""
+    """Name of the system prompt that sessions share; empty if it shares none."""
+    shared_tokens: int = 0
+    """Its length. The first turn's `new_tokens` and those of a reset begin with it."""
+    leaves_s: float | None = None
+    """The client gives up so many seconds after its arrival; None: it waits for the end."""
 
 
 class _Call(NamedTuple):
     where: str  # path:line
-    line: _Line
+    line: Line
 
 
 def read_trace(path: Path) -> list[Recorded]:
@@ -96,7 +76,7 @@ def read_trace(path: Path) -> list[Recorded]:
 def _read_calls(path: Path) -> dict[str, _Call]:
     if not path.is_file():
         raise InputError(f"no trace at {path}")
-    decoder = msgspec.json.Decoder(_Line)
+    decoder = msgspec.json.Decoder(Line)
     calls: dict[str, _Call] = {}
     for number, text in enumerate(path.read_bytes().split(b"\n"), 1):
         if not text.strip():
@@ -174,21 +154,47 @@ def _session(chain: Sequence[_Call]) -> Recorded:
             )
         )
         context_tokens = line.input_length + line.output_length
-    first = chain[0].line
-    arrives_s = _seconds(first.timestamp or 0.0)
-    return Recorded(session_id=first.session_id, arrives_s=arrives_s, turns=tuple(turns))
+    where, first = chain[0]
+    session = Recorded(
+        session_id=first.session_id,
+        arrives_s=seconds(first.timestamp or 0.0),
+        turns=tuple(turns),
+        shared_prefix=first.shared_prefix,
+        shared_tokens=first.shared_prefix_tokens,
+        leaves_s=None if first.leaves_ms is None else seconds(first.leaves_ms),
+    )
+    _check_sharing(where, session)
+    return session
 
 
-def _tool(event: _Event) -> Tool:
-    run_s, cpu_s = _seconds(event.duration_ms), _seconds(event.cpu_ms)
-    return Tool(name=event.tool_class, run_s=run_s, cpu_s=cpu_s, timing=event.timing)
+def _check_sharing(where: str, session: Recorded) -> None:
+    """A shared prefix has a name, and every whole prompt begins with it."""
+    if session.shared_tokens and not session.shared_prefix:
+        raise InputError(f"{where}: the shared prefix has tokens and no name: set shared_prefix")
+    for index, turn in enumerate(session.turns):
+        if (turn.reset or index == 0) and turn.new_tokens < session.shared_tokens:
+            raise InputError(
+                f"{where}: the shared prefix ({session.shared_tokens} tokens) is longer than the "
+                f"prompt of call {index + 1} ({turn.new_tokens} tokens)"
+            )
 
 
-def _think_s(line: _Line, following: _Line) -> float:
+def _tool(event: ToolEvent) -> Tool:
+    return Tool(
+        name=event.tool_class,
+        run_s=seconds(event.duration_ms),
+        cpu_s=seconds(event.cpu_ms),
+        timing=event.timing,
+        cores=event.cores,
+        memory_bytes=event.memory_bytes,
+    )
+
+
+def _think_s(line: Line, following: Line) -> float:
     """The gap before `following` less the tools; a recorded wait for cores is nobody's thinking."""
     tools_ms = sum(event.queue_wait_ms + event.duration_ms for event in line.tool_events)
     rest_ms = max(0.0, (following.tool_wait_ms or 0.0) - tools_ms)
-    return _seconds((following.delay or 0.0) + rest_ms)
+    return seconds((following.delay or 0.0) + rest_ms)
 
 
 def write_trace(path: Path, sessions: Sequence[Recorded]) -> None:
@@ -198,17 +204,18 @@ def write_trace(path: Path, sessions: Sequence[Recorded]) -> None:
     for session in sessions:
         if not session.turns or session.turns[-1].think_s:
             raise InputError(f"session {session.session_id!r} does not end with a call")
+        _check_sharing(f"session {session.session_id!r}", session)
     encoder = msgspec.json.Encoder()
     lines = (encoder.encode(line) + b"\n" for session in sessions for line in _lines(session))
     path.write_bytes(b"".join(lines))
 
 
-def _lines(session: Recorded) -> Iterator[_Line]:
+def _lines(session: Recorded) -> Iterator[Line]:
     context_tokens = 0
     for index, turn in enumerate(session.turns):
         request_id = f"{session.session_id}/{index}"
         input_tokens = turn.new_tokens + (0 if turn.reset else context_tokens)
-        line = _Line(
+        line = Line(
             request_id=request_id,
             session_id=session.session_id,
             input_length=input_tokens,
@@ -217,33 +224,30 @@ def _lines(session: Recorded) -> Iterator[_Line]:
             tool_events=tuple(_event(request_id, n, tool) for n, tool in enumerate(turn.tools)),
         )
         if index == 0:
-            line.timestamp = _millis(session.arrives_s)
+            line.timestamp = millis(session.arrives_s)
+            line.shared_prefix = session.shared_prefix
+            line.shared_prefix_tokens = session.shared_tokens
+            line.leaves_ms = None if session.leaves_s is None else millis(session.leaves_s)
         else:
             before = session.turns[index - 1]
             line.wait_for = (f"{session.session_id}/{index - 1}",)
-            line.delay = _millis(before.think_s)
-            line.tool_wait_ms = _millis(sum(tool.run_s for tool in before.tools))
+            line.delay = millis(before.think_s)
+            line.tool_wait_ms = millis(sum(tool.run_s for tool in before.tools))
         yield line
         context_tokens = input_tokens + turn.output_tokens
 
 
-def _event(request_id: str, number: int, tool: Tool) -> _Event:
-    return _Event(
+def _event(request_id: str, number: int, tool: Tool) -> ToolEvent:
+    return ToolEvent(
         tool_call_id=f"{request_id}.{number}",
         tool_class=tool.name,
         status="succeeded",
         # Dynamo's reader asks for both; only their difference is known here.
         started_at_unix_ms=0,
         ended_at_unix_ms=round(tool.run_s * 1e3),
-        duration_ms=_millis(tool.run_s),
-        cpu_ms=_millis(tool.cpu_s),
+        duration_ms=millis(tool.run_s),
+        cpu_ms=millis(tool.cpu_s),
         timing=tool.timing,
+        cores=tool.cores,
+        memory_bytes=tool.memory_bytes,
     )
-
-
-def _seconds(ms: float) -> float:
-    return round(ms / 1e3, 6)
-
-
-def _millis(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from mars.bench.recorded import MIXTURE, Scaling, Source, choose, convert, main
-from mars.bench.trace import Tool, Turn, read_trace
 from mars.core.errors import InputError
+from mars.workload.mixture import MIXTURE
+from mars.workload.recorded import Scaling, Source, choose, convert, main, recorded_sessions
+from mars.workload.trace import Tool, Turn, read_trace
 
 
 def turn(prompt: int, new: int, answer: int = 70, **fields: Any) -> dict[str, Any]:
@@ -77,8 +78,20 @@ def test_a_measured_tool_is_kept_and_an_estimate_is_not_called_recorded() -> Non
     assert second == Tool(name="Bash", run_s=4.0, cpu_s=1.5, timing="modelled")
     assert third == Tool(name="Read", run_s=4.0, cpu_s=0.0, timing="recorded")
     assert 2.0 <= fourth.cpu_s <= 3.6  # unmeasured CPU of a command: the shell's 50-90 %
+    assert (second.cores, second.memory_bytes) == (1, 0)
     cut = convert(measured, Scaling(max_tool_s=2.0), seed=0).turns[0].tools[0]
     assert (cut.run_s, cut.cpu_s) == (2.0, 0.75)
+
+
+def test_a_measured_tool_has_the_cores_and_the_memory_that_it_was_seen_to_use() -> None:
+    seen = [(20.0, 12.5), (20.0, -3.0), (90.0, None)]
+    tools = [
+        {"name": "Bash", "duration_s": 8.0, "cpu_s": cpu, "mem_delta_mb": mb} for cpu, mb in seen
+    ]
+    line = source([*(turn(9, 9, tool=tool) for tool in tools), turn(9, 9)], timing="measured")
+    turns = convert(typed(line), Scaling(max_cores=8), seed=0).turns
+    found = [(tool.cores, tool.memory_bytes) for t in turns for tool in t.tools]
+    assert found == [(3, 12_500_000), (3, 0), (8, 0)]
 
 
 def drawn(scaling: Scaling, name: str = "unknown") -> list[Tool]:
@@ -95,13 +108,15 @@ def test_modelled_tools_follow_the_mixture() -> None:
         mine = [tool for tool in tools if tool.name == kind.name]
         assert len(mine) / 8000 == pytest.approx(kind.weight / 100, abs=0.015)
         logs = [math.log(tool.run_s) for tool in mine]
-        assert statistics.mean(logs) == pytest.approx(math.log(kind.median_s), abs=0.2)
-        assert statistics.stdev(logs) == pytest.approx(kind.sigma, abs=0.12)
+        assert statistics.mean(logs) == pytest.approx(math.log(kind.run_s.median), abs=0.2)
+        assert statistics.stdev(logs) == pytest.approx(kind.run_s.sigma, abs=0.12)
         shares = [tool.cpu_s / tool.run_s for tool in mine if tool.run_s > 0.01]
-        assert min(shares) >= kind.cpu_frac[0] - 1e-3
-        assert max(shares) <= kind.cpu_frac[1] * kind.most_cores + 1e-3
+        assert min(shares) >= kind.cpu_frac.least - 1e-3
+        assert max(shares) <= kind.cpu_frac.most * kind.most_cores + 1e-3
     builds = [tool for tool in tools if tool.name == "build"]
     assert any(tool.cpu_s > 2.7 * tool.run_s for tool in builds)
+    assert {tool.cores for tool in builds} == {1, 2, 3, 4}
+    assert all(tool.cpu_s <= tool.cores * tool.run_s + 1e-6 for tool in tools)
     assert all(t.cpu_s <= 0.9 * t.run_s + 1e-6 for t in drawn(Scaling(max_cores=1)))
 
 
@@ -140,6 +155,28 @@ def test_the_sample_is_seeded_and_keeps_the_limits() -> None:
         choose(fleet(20), scaling, sessions=12, seed=0)
     with pytest.raises(InputError, match="0 of 3 sessions fit"):
         choose(fleet(3), scaling, sessions=None, seed=0)
+
+
+def written(tmp_path: Path, sources: list[Source]) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(map(msgspec.json.encode, sources)))
+    return path
+
+
+def test_sessions_are_sampled_without_replacement_until_all_were_there(tmp_path: Path) -> None:
+    path, scaling = written(tmp_path, fleet(20)), Scaling(max_turns=6)
+    many = recorded_sessions(path, "kv", 50, 0.5, 1, scaling=scaling)
+    ids = [session.session_id for session in many]
+    assert len(set(ids)) == 50
+    rounds = [{name.partition("~")[0] for name in ids[n : n + 20]} for n in (0, 20)]
+    assert rounds == [{f"weka-{n}" for n in range(1, 21)}] * 2
+    assert [name.partition("~")[2] for name in ids] == [""] * 20 + ["1"] * 20 + ["2"] * 10
+    first, again = many[0], next(each for each in many if each.session_id == f"{ids[0]}~1")
+    assert first.turns == again.turns
+    assert recorded_sessions(path, "kv", 7, 0.5, 1, scaling=scaling) == many[:7]
+    assert recorded_sessions(path, "kv", 7, 0.5, 2, scaling=scaling) != many[:7]
+    arrivals_s = [session.arrives_s for session in many]
+    assert arrivals_s == sorted(arrivals_s)
 
 
 def test_the_command_writes_a_trace_and_says_whose(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mars.bench
-from mars.bench.trace import Recorded, Tool, Turn, read_trace, write_trace
+import mars
 from mars.core.errors import InputError
+from mars.workload.trace import Recorded, Tool, Turn, read_trace, write_trace
 
-DATA = Path(mars.bench.__file__).parent.parent / "data"
+DATA = Path(mars.__file__).parent / "data"
+SHARED: dict[str, Any] = {"shared_prefix": "agent", "shared_prefix_tokens": 100}
 
 
 def call(number: int, after: int | None = None, **fields: Any) -> dict[str, Any]:
@@ -64,6 +65,24 @@ def test_tools_that_overlap_leave_only_the_delay_to_think(tmp_path: Path) -> Non
     assert turn.think_s == 0.01
 
 
+def test_what_a_session_shares_and_a_tool_needs_is_read_and_may_be_left_out(
+    tmp_path: Path,
+) -> None:
+    tool = {"tool_class": "build", "duration_ms": 5, "cores": 3, "memory_bytes": 2**30}
+    path = write(
+        tmp_path,
+        call(
+            1, shared_prefix="agent", shared_prefix_tokens=60, leaves_ms=90500, tool_events=[tool]
+        ),
+        call(2, session_id="plain"),
+    )
+    shared, plain = read_trace(path)
+    assert (shared.shared_prefix, shared.shared_tokens, shared.leaves_s) == ("agent", 60, 90.5)
+    assert shared.turns[0].tools[0].cores == 3
+    assert shared.turns[0].tools[0].memory_bytes == 2**30
+    assert (plain.shared_prefix, plain.shared_tokens, plain.leaves_s) == ("", 0, None)
+
+
 def test_the_order_of_turns_is_that_of_wait_for_and_not_of_the_lines(tmp_path: Path) -> None:
     other = call(9, session_id="other", input_length=7)
     path = write(tmp_path, call(3, 2, input_length=2000), other, call(2, 1), call(1))
@@ -74,6 +93,8 @@ def test_the_order_of_turns_is_that_of_wait_for_and_not_of_the_lines(tmp_path: P
 
 MISSING_SESSION = {"request_id": "r1", "input_length": 1, "output_length": 1, "timestamp": 0}
 NEGATIVE_TOOL = {"tool_class": "shell", "duration_ms": -1}
+NO_CORE = {"tool_class": "shell", "duration_ms": 1, "cores": 0}
+RESET: dict[str, Any] = {"input_length": 7, "prefix_reset": True}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +110,11 @@ NEGATIVE_TOOL = {"tool_class": "shell", "duration_ms": -1}
         ([call(1, timestamp=-1)], 1, ">= 0.0 - at `$.timestamp`"),
         ([call(1), call(2, 1, delay=-0.5)], 2, "at `$.delay`"),
         ([call(1, tool_events=[NEGATIVE_TOOL])], 1, "at `$.tool_events[0].duration_ms`"),
+        ([call(1, tool_events=[NO_CORE])], 1, "at `$.tool_events[0].cores`"),
+        ([call(1, leaves_ms=-1)], 1, "at `$.leaves_ms`"),
+        ([call(1, shared_prefix_tokens=9)], 1, "tokens and no name: set shared_prefix"),
+        ([call(1, **SHARED | {"shared_prefix_tokens": 101})], 1, "of call 1 (100 tokens)"),
+        ([call(1, **SHARED), call(2, 1, **RESET)], 1, "longer than the prompt of call 2 (7 tokens"),
         ([call(1, timestamp=None)], 1, "needs a timestamp"),
         ([call(1), call(2, 1), call(3, 1)], 3, ":2 has the same wait_for"),
         ([call(1), call(2)], 2, "branches are not replayed yet"),
@@ -126,6 +152,8 @@ tools = st.builds(
     run_s=times_s,
     cpu_s=times_s,
     timing=st.sampled_from(["recorded", "modelled"]),
+    cores=st.integers(1, 64),
+    memory_bytes=st.integers(0, 2**40),
 )
 turns = st.builds(
     Turn,
@@ -145,7 +173,18 @@ def sessions(draw: st.DrawFn) -> list[Recorded]:
         # What the format has no place for: a first reset, thinking after the last answer.
         made[0] = msgspec.structs.replace(made[0], reset=False)
         made[-1] = msgspec.structs.replace(made[-1], think_s=0.0)
-        found.append(Recorded(session_id=session_id, arrives_s=draw(times_s), turns=tuple(made)))
+        whole = [turn.new_tokens for turn in made if turn.reset] + [made[0].new_tokens]
+        prefix = draw(st.text(max_size=3))
+        found.append(
+            Recorded(
+                session_id=session_id,
+                arrives_s=draw(times_s),
+                turns=tuple(made),
+                shared_prefix=prefix,
+                shared_tokens=draw(st.integers(0, min(whole))) if prefix else 0,
+                leaves_s=draw(st.none() | times_s),
+            )
+        )
     return found
 
 
@@ -166,6 +205,11 @@ def test_a_session_the_format_cannot_hold_is_not_written(tmp_path: Path) -> None
         ([Recorded(session_id="a", turns=())], "does not end with a call"),
         ([Recorded(session_id="a", turns=(turn, waits))], "does not end with a call"),
         ([Recorded(session_id="a", turns=(turn,))] * 2, "same session_id"),
+        ([Recorded(session_id="a", turns=(turn,), shared_tokens=1)], "no name"),
+        (
+            [Recorded(session_id="a", turns=(turn,), shared_prefix="p", shared_tokens=2)],
+            "longer than the prompt of call 1",
+        ),
     ):
         with pytest.raises(InputError, match=what):
             write_trace(path, wrong)

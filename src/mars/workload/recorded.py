@@ -1,6 +1,6 @@
 """Recorded sessions of other people's agents, scaled to a machine at hand, as a native trace.
 
-    python -m mars.bench.recorded SOURCE.jsonl ... --out DIR [--tokens-div 14 --time-div 7 ...]
+    python -m mars.workload.recorded SOURCE.jsonl ... --out DIR [--tokens-div 14 --time-div 7 ...]
 
 A source line is one session: `session_id source license timing turns[{input_tokens
 new_input_tokens output_tokens reset next think_time_s tool{name duration_s duration_src cpu_s}}]`.
@@ -13,59 +13,46 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import click
 import msgspec
+from msgspec import Meta
 
-from mars.bench.trace import Recorded, Timing, Tool, Turn, write_trace
 from mars.core.errors import InputError, MarsError
+from mars.workload.arrivals import check_load, sampled
+from mars.workload.mixture import MIXTURE, draw_tool, scaled_tool
+from mars.workload.trace import Recorded, Tool, Turn, write_trace
 
-
-class ToolClass(NamedTuple):
-    """A duration is exp(N(ln median_s, sigma)); cores and CPU share per core are uniform."""
-
-    name: str
-    weight: int
-    median_s: float
-    sigma: float
-    most_cores: int
-    cpu_frac: tuple[float, float]
-
-
-MIXTURE = (
-    ToolClass("file", 65, 0.10, 1.0, 1, (0.0, 0.0)),
-    ToolClass("shell", 24, 1.0, 1.2, 1, (0.5, 0.9)),
-    # The design names no CPU share for the last two. Ours follow what AgentCgroup's sessions show:
-    # tests of 5-60 s lie between 0.07 and 0.89 (quartiles), calls beyond a minute mostly wait.
-    ToolClass("build", 8, 15.0, 1.2, 4, (0.1, 0.9)),
-    ToolClass("long", 3, 120.0, 0.8, 1, (0.0, 0.1)),
-)
-"""The default tool mixture of the evaluation plan."""
-SHELL = MIXTURE[1]
+SHELL = next(each for each in MIXTURE if each.name == "shell")
 NO_CPU = frozenset(
     ("Read", "Edit", "Write", "Grep", "Glob", "TodoWrite", "WebFetch", "WebSearch", "Task")
 )
 """Tools that the harness or somebody else's machine does; the rest are commands."""
 
 
-class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+Count = Annotated[int, Meta(ge=1)]
+Factor = Annotated[float, Meta(gt=0.0)]
+UNLIMITED, UNLIMITED_S = sys.maxsize, 1e9
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a source becomes a session; the lengths are meant after the division."""
 
-    tokens_div: float = 1.0
-    time_div: float = 1.0
-    min_turns: int = 1
-    max_turns: int = sys.maxsize
+    tokens_div: Factor = 1.0
+    time_div: Factor = 1.0
+    min_turns: Count = 1
+    max_turns: Count = UNLIMITED
     vary_turns: bool = False
-    min_first_tokens: int = 1
-    max_first_tokens: int = sys.maxsize
-    max_context_tokens: int = sys.maxsize
-    min_output_tokens: int = 1
-    max_output_tokens: int = sys.maxsize
-    max_tool_s: float = math.inf
-    max_think_s: float = math.inf
-    untimed_think_s: float = 2.0
-    max_cores: int = 4
+    min_first_tokens: Count = 1
+    max_first_tokens: Count = UNLIMITED
+    max_context_tokens: Count = UNLIMITED
+    min_output_tokens: Count = 1
+    max_output_tokens: Count = UNLIMITED
+    max_tool_s: Factor = UNLIMITED_S
+    max_think_s: Factor = UNLIMITED_S
+    untimed_think_s: Factor = 2.0
+    max_cores: Count = 4
 
     def __post_init__(self) -> None:
         if self.min_turns > self.max_turns:
@@ -77,6 +64,8 @@ class SourceTool(msgspec.Struct, frozen=True):
     duration_s: float | None = None
     duration_src: str | None = None
     cpu_s: float | None = None
+    mem_delta_mb: float | None = None
+    """Megabytes (10^6) that the container grew by; it may have shrunk."""
 
 
 class SourceTurn(msgspec.Struct, frozen=True):
@@ -101,6 +90,8 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     decoder = msgspec.json.Decoder(Source)
     found: list[Source] = []
     for path in paths:
+        if not path.is_file():
+            raise InputError(f"no recorded sessions at {path}")
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
                 found.append(decoder.decode(line))
@@ -153,28 +144,29 @@ def _think_s(recorded: SourceTurn, scaling: Scaling) -> float:
     return round(min(think_s, scaling.max_think_s) / scaling.time_div, 6)
 
 
-def _tool(source: Source, tool: SourceTool, scaling: Scaling, random_: random.Random) -> Tool:
+def _tool(source: Source, tool: SourceTool, scaling: Scaling, chance: random.Random) -> Tool:
     """What was measured is kept, and the rest drawn; both are cut at `max_tool_s`, then divided."""
-    timing: Timing = "modelled"
-    name, cpu_s = tool.name, tool.cpu_s
     if source.timing.startswith("measured") and tool.duration_s is not None:
-        kind, run_s = SHELL, tool.duration_s
-        cores = 0 if name in NO_CPU else 1
-        if tool.duration_src is None:
-            timing = "recorded"
+        whole = _measured(tool, tool.duration_s, scaling, chance)
     else:
-        kind = random_.choices(MIXTURE, [each.weight for each in MIXTURE])[0]
-        run_s = math.exp(random_.gauss(math.log(kind.median_s), kind.sigma))
-        cores = min(random_.randint(1, kind.most_cores), scaling.max_cores)
-        name, cpu_s = (kind.name if name == "unknown" else name), None
+        whole = draw_tool(MIXTURE, chance, scaling.max_cores)
+        if tool.name != "unknown":
+            whole = msgspec.structs.replace(whole, name=tool.name)
+    kept_frac = min(1.0, scaling.max_tool_s / whole.run_s) if whole.run_s else 1.0
+    return scaled_tool(whole, kept_frac / scaling.time_div)
+
+
+def _measured(tool: SourceTool, run_s: float, scaling: Scaling, chance: random.Random) -> Tool:
+    cpu_s = tool.cpu_s
     if cpu_s is None:
-        cpu_s = run_s * cores * random_.uniform(*kind.cpu_frac)
-    kept_frac = min(1.0, scaling.max_tool_s / run_s) if run_s else 1.0
+        cpu_s = 0.0 if tool.name in NO_CPU else run_s * SHELL.cpu_frac.draw(chance)
     return Tool(
-        name=name,
-        run_s=round(run_s * kept_frac / scaling.time_div, 6),
-        cpu_s=round(cpu_s * kept_frac / scaling.time_div, 6),
-        timing=timing,
+        name=tool.name,
+        run_s=run_s,
+        cpu_s=cpu_s,
+        timing="recorded" if tool.duration_src is None else "modelled",
+        cores=min(max(1, math.ceil(cpu_s / run_s)), scaling.max_cores) if run_s else 1,
+        memory_bytes=max(0, round((tool.mem_delta_mb or 0.0) * 1e6)),
     )
 
 
@@ -182,10 +174,9 @@ def choose(
     sources: Sequence[Source], scaling: Scaling, *, sessions: int | None, seed: int
 ) -> list[Recorded]:
     """A seeded sample of the sessions that are long enough and start within the limits."""
-    converted = [convert(source, scaling, seed) for source in sources]
     fitting = [
         session
-        for session in converted
+        for session in (convert(source, scaling, seed) for source in sources)
         if len(session.turns) >= scaling.min_turns
         and scaling.min_first_tokens <= session.turns[0].new_tokens <= scaling.max_first_tokens
     ]
@@ -194,6 +185,20 @@ def choose(
             f"{len(fitting)} of {len(sources)} sessions fit the limits; asked for {sessions or 1}"
         )
     return random.Random(seed).sample(fitting, sessions or len(fitting))
+
+
+def recorded_sessions(
+    path: Path, source: str, count: int, rate_per_s: float, seed: int, *, scaling: Scaling
+) -> list[Recorded]:
+    """Sessions of one source (of every source: ""), each once before one is repeated.
+
+    Whether sessions shared a system prompt is not recorded: here they share none.
+    """
+    check_load(count, rate_per_s)
+    pool = choose(
+        only(read_sources([path]), [source] if source else []), scaling, sessions=None, seed=seed
+    )
+    return sampled(pool, count, rate_per_s, seed)
 
 
 def only(sources: Sequence[Source], names: Sequence[str]) -> list[Source]:

@@ -1,0 +1,1 @@
+"""Sessions to serve: read from traces, sampled from recordings, or drawn from distributions."""
