@@ -1,20 +1,22 @@
 """The control plane under every order of events that a shell and a lossy link can make."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar, Literal
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GatedView, Open, Verdict, let_in
+from mars.core.admission import Admission, Beat, GatedView, Open, Verdict, let_in
 from mars.core.control import ControlPlane
+from mars.core.decisions import Admit, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.pressure import Pressure
-from mars.core.session import Phase
+from mars.core.session import Phase, Session
 from mars.core.window import Window, WindowSettings
 
 
@@ -22,7 +24,11 @@ class NeverAdmit(Open):
     """An instrument: the worst admission there is. Nobody may be lost under it."""
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
         return Verdict(admit=[], why_not="never", window=0)
 
@@ -31,18 +37,75 @@ class LastFirst(Open):
     """An instrument: one at a time, in the wrong order."""
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
-        return Verdict(admit=let_in(gated[-1:], "last"), why_not="not last", window=None)
+        return Verdict(admit=let_in([*gated][-1:], "last"), why_not="not last", window=None)
 
 
 class AdmitTwice(Open):
     """An instrument: breaks the contract."""
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
         return Verdict(admit=let_in([*gated, *gated], "twice"), why_not="", window=None)
+
+
+class Restless(Open):
+    """An instrument: sends back whoever rests, and lets in half of them before they return."""
+
+    steers = True
+
+    def __init__(self) -> None:
+        self.away: list[SessionId] = []
+
+    def observe(self, event: ev.Event) -> None:
+        if isinstance(event, ev.SessionReturned | ev.SessionEnded):
+            self.away = [away for away in self.away if away != event.session_id]
+
+    def choose(
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
+    ) -> Verdict:
+        back = self.away[:1] if len(self.away) > 1 else []
+        self.away = self.away[len(back) :]
+        at_rest = [it.session_id for it in active if it.phase is Phase.ACTING][:1]
+        self.away += at_rest
+        enter = [*gated][: 1 if len(active) - len(at_rest) < 2 else 0]
+        return Verdict(
+            admit=[*let_in(enter, "room"), *(Admit(session_id=it, why="back") for it in back)],
+            pause=[Pause(session_id=it, why="rests") for it in at_rest],
+            why_not="restless",
+            window=None,
+        )
+
+
+class PauseBusy(Open):
+    """An instrument: breaks the contract."""
+
+    steers = True
+
+    def choose(
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
+    ) -> Verdict:
+        busy = [it.session_id for it in active if it.open_calls]
+        pause = [Pause(session_id=it, why="busy") for it in busy]
+        return Verdict(admit=let_in(gated, ""), pause=pause, why_not="", window=None)
 
 
 ADMISSIONS: dict[str, Callable[[], Admission]] = {
@@ -50,6 +113,7 @@ ADMISSIONS: dict[str, Callable[[], Admission]] = {
     "window": lambda: Window(WindowSettings(first=2)),
     "never": NeverAdmit,
     "last first": LastFirst,
+    "restless": Restless,
 }
 
 
@@ -59,6 +123,14 @@ def arrived(session: str, at_s: float = 0.0) -> ev.SessionArrived:
 
 def admitted(session: str, at_s: float = 0.0) -> ev.SessionAdmitted:
     return ev.SessionAdmitted(at_s=at_s, session_id=SessionId(session), why="")
+
+
+def paused(session: str, at_s: float = 0.0) -> ev.SessionPaused:
+    return ev.SessionPaused(at_s=at_s, session_id=SessionId(session), why="")
+
+
+def returned(session: str, at_s: float = 0.0, prompt_bytes: int = 0) -> ev.SessionReturned:
+    return ev.SessionReturned(at_s=at_s, session_id=SessionId(session), prompt_bytes=prompt_bytes)
 
 
 def queued(session: str, call: str, at_s: float = 0.0) -> ev.CallQueued:
@@ -154,66 +226,113 @@ KINDS_FROM_AFAR = (
 )
 
 
+Stage = Literal["gated", "inside", "paused"]
+
+
 class Shell(RuleBasedStateMachine):
     """A gateway whose own facts are legal, beside an engine and tools whose facts are late, lost,
-    doubled or about nobody.
+    doubled or about nobody. Decisions are carried out some time after they were taken.
     """
 
-    @initialize(admission=st.sampled_from(sorted(ADMISSIONS)))
-    def open(self, admission: str) -> None:
-        self.admission = admission
-        self.plane = ControlPlane(ADMISSIONS[admission]())
+    admissions: ClassVar[Mapping[str, Callable[[], Admission]]] = ADMISSIONS
+    unfair: ClassVar[set[str]] = {"last first"}
+    shut: ClassVar[set[str]] = {"never"}
+
+    @initialize(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        self.admission = data.draw(st.sampled_from(sorted(self.admissions)))
+        self.plane = ControlPlane(self.admissions[self.admission]())
         self.now_s = 0.0
         self.named = 0
-        self.gated: list[str] = []
-        self.let_in: list[str] = []  # the shell has not yet carried the decision out
-        self.inside: list[str] = []
+        self.gate: list[str] = []
+        self.active: list[str] = []  # from the decision on
+        self.sent_back: list[str] = []  # from the decision on, until they are at the gate
+        self.orders: list[Admit | Pause] = []  # not yet carried out
+        self.stages: dict[str, Stage] = {}  # as the shell has told
         self.calls: dict[str, str] = {}  # open call -> its session, which may have ended
         self.past_calls: list[str] = ["never seen"]
         self.past_sessions: list[str] = ["never seen"]
         self.kv_total_tokens = 0
 
     def tell(self, event: ev.Event) -> None:
-        grown = self.plane.late
-        admits = self.plane.handle(event)
+        late = self.plane.late
+        self.follow(self.plane.handle(event))
+        assert self.plane.late >= late
+
+    def follow(self, decisions: list[Admit | Pause]) -> None:
         self.plane.check()
-        assert self.plane.late >= grown
-        entered: list[str] = [admit.session_id for admit in admits]
-        if self.admission != "last first":
-            assert entered == self.gated[: len(entered)], "somebody was overtaken"
-        for session in entered:
-            self.gated.remove(session)
-            self.let_in.append(session)
+        from_gate = [it.session_id for it in decisions if it.session_id in self.gate]
+        if self.admission not in self.unfair:
+            assert from_gate == self.gate[: len(from_gate)], "somebody was overtaken"
+        for decision in decisions:
+            session = decision.session_id
+            match decision:
+                case Admit():
+                    (self.gate if session in self.gate else self.sent_back).remove(session)
+                    self.active.append(session)
+                case Pause():
+                    assert self.stages[session] == "inside"
+                    assert session not in self.calls.values()
+                    self.active.remove(session)
+                    self.sent_back.append(session)
+        self.orders += decisions
 
     def name(self) -> str:
         self.named += 1
         return str(self.named)
 
+    def inside(self) -> list[str]:
+        """Who may call: past the gate, and not about to be sent back."""
+        ordered = {order.session_id for order in self.orders}
+        return [s for s, stage in self.stages.items() if stage == "inside" and s not in ordered]
+
+    def away(self) -> list[str]:
+        return [s for s, stage in self.stages.items() if stage == "paused"]
+
     @rule(passed_s=st.floats(0.0, 20.0))
     def time_passes(self, passed_s: float) -> None:
         self.now_s += passed_s
+        self.follow(self.plane.tick(self.now_s))
 
     @rule(again=st.booleans())
     def arrive(self, again: bool) -> None:
         """Sessions come; one that ended may come back, once its calls are closed."""
-        old = set(self.past_sessions[1:]) - {*self.gated, *self.let_in, *self.inside}
-        old -= set(self.calls.values())
+        old = set(self.past_sessions[1:]) - {*self.stages, *self.calls.values()}
         session = min(old) if old and again else self.name()
-        self.gated.append(session)
+        self.gate.append(session)
+        self.stages[session] = "gated"
         self.tell(arrived(session, self.now_s))
 
-    @precondition(lambda self: self.let_in)
+    @precondition(lambda self: self.orders)
     @rule(data=st.data())
-    def carry_out_admission(self, data: st.DataObject) -> None:
-        session = data.draw(st.sampled_from(self.let_in))
-        self.let_in.remove(session)
-        self.inside.append(session)
-        self.tell(admitted(session, self.now_s))
+    def carry_out(self, data: st.DataObject) -> None:
+        """The first order of any session."""
+        session = data.draw(st.sampled_from([order.session_id for order in self.orders]))
+        order = next(order for order in self.orders if order.session_id == session)
+        self.orders.remove(order)
+        match order:
+            case Admit():
+                self.stages[session] = "inside"
+                self.tell(admitted(session, self.now_s))
+            case Pause():
+                self.stages[session] = "paused"
+                self.tell(paused(session, self.now_s))
 
-    @precondition(lambda self: self.inside)
+    @precondition(lambda self: self.away())
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        """Also one that has been let in, and does not know yet."""
+        session = data.draw(st.sampled_from(self.away()))
+        self.stages[session] = "gated"
+        if session in self.sent_back:
+            self.sent_back.remove(session)
+            self.gate.append(session)
+        self.tell(returned(session, self.now_s))
+
+    @precondition(lambda self: self.inside())
     @rule(data=st.data())
     def queue_call(self, data: st.DataObject) -> None:
-        session, call = data.draw(st.sampled_from(self.inside)), "c" + self.name()
+        session, call = data.draw(st.sampled_from(self.inside())), "c" + self.name()
         self.calls[call] = session
         self.tell(queued(session, call, self.now_s))
 
@@ -223,18 +342,20 @@ class Shell(RuleBasedStateMachine):
         call = data.draw(st.sampled_from(sorted(self.calls)))
         session = self.calls.pop(call)
         self.past_calls.append(call)
-        late = self.plane.late + (session not in self.inside)
+        late = self.plane.late + (session not in self.stages)
         self.tell(finished(session, call, self.now_s, ok=ok))
         assert self.plane.late == late
 
-    @precondition(lambda self: self.gated or self.let_in or self.inside)
+    @precondition(lambda self: self.stages)
     @rule(data=st.data())
     def end_session(self, data: st.DataObject) -> None:
-        """From anywhere: at the gate, just let in, at rest, with calls open."""
-        session = data.draw(st.sampled_from([*self.gated, *self.let_in, *self.inside]))
-        for where in (self.gated, self.let_in, self.inside):
+        """From anywhere: at the gate, just let in, at rest, with calls open, paused."""
+        session = data.draw(st.sampled_from(sorted(self.stages)))
+        del self.stages[session]
+        for where in (self.gate, self.active, self.sent_back):
             if session in where:
                 where.remove(session)
+        self.orders = [order for order in self.orders if order.session_id != session]
         self.past_sessions.append(session)
         self.tell(ended(session, self.now_s))
 
@@ -247,8 +368,7 @@ class Shell(RuleBasedStateMachine):
 
     @rule(data=st.data(), kind=st.sampled_from(KINDS_FROM_AFAR))
     def hear_of_anything(self, data: st.DataObject, kind: str) -> None:
-        sessions = [*self.past_sessions, *self.gated, *self.let_in, *self.inside]
-        session = data.draw(st.sampled_from(sessions))
+        session = data.draw(st.sampled_from([*self.past_sessions, *self.stages]))
         call = data.draw(st.sampled_from(self.past_calls))
         self.hear(from_afar(kind, session, call, self.now_s))
 
@@ -259,7 +379,8 @@ class Shell(RuleBasedStateMachine):
         if self.plane.late > late:
             assert self.plane.sessions == sessions, "a fact that did not fit changed something"
         else:
-            assert event.session_id in self.inside, "a fact about nobody was believed"
+            stage = self.stages.get(event.session_id)
+            assert stage in {"inside", "paused"}, "a fact about nobody was believed"
 
     @rule(used=st.integers(0, 100), seen_s=st.floats(0.0, 5.0))
     def sample_engine(self, used: int, seen_s: float) -> None:
@@ -276,27 +397,30 @@ class Shell(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_lost_and_nobody_is_made_up(self) -> None:
-        known = [*self.gated, *self.let_in, *self.inside]
-        assert sorted(self.plane.sessions) == sorted(known)
-        assert self.plane.active == len(self.let_in) + len(self.inside)
-        at_the_gate = {s for s, it in self.plane.sessions.items() if it.phase is Phase.GATED}
-        assert at_the_gate == {*self.gated, *self.let_in}
+        assert sorted(self.plane.sessions) == sorted(self.stages)
+        assert sorted(self.stages) == sorted([*self.gate, *self.active, *self.sent_back])
+        assert self.plane.active == len(self.active)
+        assert self.plane.paused == len(self.sent_back)
+        for session, stage in self.stages.items():
+            phase = self.plane.sessions[SessionId(session)].phase
+            known = {Phase.GATED: "gated", Phase.PAUSED: "paused"}
+            assert known.get(phase, "inside") == stage
 
     @invariant()
     def calls_and_contexts_add_up(self) -> None:
         self.plane.check()
         sessions = self.plane.sessions
-        open_calls = sum(session in self.inside for session in self.calls.values())
+        open_calls = sum(session in self.stages for session in self.calls.values())
         assert sum(session.open_calls for session in sessions.values()) == open_calls
         assert (self.plane.pressure.busy_since_s is None) == (open_calls == 0)
         if self.kv_total_tokens:
-            contexts = sum(session.context_tokens for session in sessions.values())
+            contexts = sum(sessions[SessionId(it)].context_tokens for it in self.active)
             assert self.plane.pressure.kv_session_frac == contexts / self.kv_total_tokens
 
     @invariant()
     def an_empty_machine_lets_somebody_in(self) -> None:
-        if self.admission != "never" and not self.let_in and not self.inside:
-            assert not self.gated
+        if self.admission not in self.shut and not self.active:
+            assert not self.gate
 
 
 TestShell = Shell.TestCase
@@ -394,6 +518,9 @@ def test_check_sees_phantoms_and_leaks() -> None:
         plane.check()
     plane._open_calls -= 1
     del plane.sessions[SessionId("s")]
+    with pytest.raises(AssertionError, match="nowhere, or in two places"):
+        plane.check()
+    del plane._active[SessionId("s")]
     plane.check()
     phantom = SessionId("phantom")
     plane._gate[phantom] = GatedView(session_id=phantom, arrived_s=0.0, prompt_bytes=0)
@@ -422,3 +549,98 @@ def test_pressure_is_read_off_the_samples() -> None:
     )
     assert plane.pressure.kv_frac == 0.5
     assert plane.pressure.blind_s(10.0) == 6.0
+
+
+def plane_with_one_paused(admission: Admission | None = None) -> ControlPlane:
+    """`s` has a context of 800 tokens, half of the KV, and has been sent back."""
+    plane = plane_with(engine_sampled(0, 100), arrived("s"), admitted("s"), queued("s", "c"))
+    plane.handle(served("s", "c", 799))
+    plane._admission = admission or Restless()
+    assert plane.handle(finished("s", "c")) == [Pause(session_id=SessionId("s"), why="rests")]
+    plane._admission = admission or NeverAdmit()
+    plane.handle(paused("s"))
+    return plane
+
+
+def test_the_kv_of_a_paused_session_counts_again_when_it_is_let_in() -> None:
+    plane = plane_with_one_paused()
+    assert (plane.active, plane.paused, plane.pressure.kv_session_frac) == (0, 1, 0.0)
+    assert plane.handle(returned("s", prompt_bytes=4000)) == []
+    view = GatedView(
+        session_id=SessionId("s"),
+        arrived_s=0.0,
+        prompt_bytes=4000,
+        context_tokens=800,
+        returning=True,
+    )
+    assert (list(plane._gate.values()), plane.paused) == ([view], 0)
+    plane._admission = Open()
+    assert plane.tick(1.0) == [Admit(session_id=SessionId("s"), why="no admission control")]
+    assert plane.pressure.kv_session_frac == 0.5, "its context once, and no estimate of its prompt"
+
+
+def test_a_paused_session_hears_the_end_of_what_it_began() -> None:
+    plane = plane_with_one_paused()
+    plane.handle(served("s", "c", 1199))
+    for kind in ("tool started", "tool finished", "released"):
+        plane.handle(from_afar(kind, "s", "c", 1.0))
+    assert plane.sessions[SessionId("s")].context_tokens == 1200
+    assert (plane.sessions[SessionId("s")].phase, plane.late) == (Phase.PAUSED, 0)
+    assert plane.pressure.kv_session_frac == 0.0
+    plane.handle(ended("s"))
+    assert (plane.sessions, plane.paused) == ({}, 0)
+    plane.check()
+
+
+def test_a_session_with_a_call_open_is_not_paused() -> None:
+    plane = ControlPlane(PauseBusy())
+    plane.handle(arrived("s"))
+    plane.handle(admitted("s"))
+    with pytest.raises(IllegalMoveError, match="Pause cannot happen while queued"):
+        plane.handle(queued("s", "c"))
+
+
+def test_who_does_not_steer_is_not_asked_while_nobody_waits() -> None:
+    class Asked(Open):
+        times = 0
+
+        def choose(
+            self,
+            gated: Collection[GatedView],
+            active: Collection[Session],
+            pressure: Pressure,
+            now_s: float,
+        ) -> Verdict:
+            Asked.times += 1
+            return super().choose(gated, active, pressure, now_s)
+
+    plane_with(arrived("s"), admitted("s"), queued("s", "c"), admission=Asked())
+    assert Asked.times == 1
+
+
+def test_the_gate_is_shown_and_not_copied() -> None:
+    class Looks(NeverAdmit):
+        seen: ClassVar[list[object]] = []
+
+        def choose(
+            self,
+            gated: Collection[GatedView],
+            active: Collection[Session],
+            pressure: Pressure,
+            now_s: float,
+        ) -> Verdict:
+            self.seen.append(gated)
+            return super().choose(gated, active, pressure, now_s)
+
+    plane_with(arrived("a"), arrived("b"), admission=Looks())
+    assert isinstance(Looks.seen[0], type({}.values()))
+
+
+@given(st.floats(0.1, 10.0), st.integers(1, 200))
+def test_a_beat_is_due_once_a_period(period_s: float, times: int) -> None:
+    """Also when the time is a sum of periods, which is not exact."""
+    beat, now_s = Beat(period_s), 0.0
+    for _ in range(times):
+        assert beat.due(now_s)
+        assert not beat.due(now_s + period_s / 2)
+        now_s += period_s

@@ -164,7 +164,19 @@ def test_check_sees_a_book_that_was_cooked() -> None:
     book._load[1] += 1
     with pytest.raises(AssertionError, match="no lease names"):
         book.check()
-    book._leases[tool("b")] = (0, 1)
+    book._leases[tool("b")] = ((0, 1), 0)
     book._load[0] += 1
     with pytest.raises(AssertionError, match="lent twice"):
         book.check()
+
+
+def test_memory_is_a_second_limit_and_comes_back() -> None:
+    book = LeaseBook(range(4), memory_bytes=100)
+    assert [g.tool_id for g in book.ask(tool("a"), 1, 60)] == [tool("a")]
+    assert book.ask(tool("b"), 1, 60) == [], "cores are free, memory is not"
+    assert book.ask(tool("c"), 1, 10) == [], "nobody is overtaken"
+    book.check()
+    assert [g.tool_id for g in book.give_back(tool("a"))] == [tool("b"), tool("c")]
+    book.check()
+    with pytest.raises(InputError, match="101 bytes; this server lends 100"):
+        book.ask(tool("d"), 1, 101)

@@ -18,6 +18,8 @@ T = ToolId("t")
 SAMPLES: tuple[ev.SessionEvent, ...] = (
     ev.SessionArrived(at_s=9.0, session_id=S),
     ev.SessionAdmitted(at_s=9.0, session_id=S, why=""),
+    ev.SessionPaused(at_s=9.0, session_id=S, why=""),
+    ev.SessionReturned(at_s=9.0, session_id=S),
     ev.CallQueued(at_s=9.0, session_id=S, call_id=C, turn=7),
     ev.CallStarted(at_s=9.0, session_id=S, call_id=C, prompt_tokens=5, cached_tokens=0),
     ev.CallPreempted(at_s=9.0, session_id=S, call_id=C, lost_tokens=5),
@@ -80,6 +82,10 @@ def finished(call: str) -> ev.CallFinished:
     return ev.CallFinished(at_s=4.0, session_id=S, call_id=CallId(call), ok=True)
 
 
+def paused() -> ev.SessionPaused:
+    return ev.SessionPaused(at_s=5.0, session_id=S, why="")
+
+
 def session_in(phase: Phase) -> Session:
     session = Session(S, 0.0)
     path: dict[Phase, list[ev.SessionEvent]] = {
@@ -87,6 +93,7 @@ def session_in(phase: Phase) -> Session:
         Phase.ACTING: [SAMPLE[ev.SessionAdmitted]],
         Phase.QUEUED: [SAMPLE[ev.SessionAdmitted], queued("c")],
         Phase.RUNNING: [SAMPLE[ev.SessionAdmitted], queued("c"), started("c")],
+        Phase.PAUSED: [SAMPLE[ev.SessionAdmitted], paused()],
         Phase.ENDED: [SAMPLE[ev.SessionAdmitted], SAMPLE[ev.SessionEnded]],
     }
     for event in path[phase]:
@@ -178,6 +185,28 @@ def test_a_tool_moves_the_rest_while_a_call_runs() -> None:
         assert session.phase is Phase.RUNNING
     session.advance(finished("c"))
     assert session.phase is Phase.ACTING
+
+
+@pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.RUNNING])
+def test_a_session_with_a_call_open_cannot_be_paused(phase: Phase) -> None:
+    session = session_in(phase)
+    before = copy.deepcopy(session)
+    with pytest.raises(IllegalMoveError, match=f"SessionPaused .*{phase.value}"):
+        session.advance(paused())
+    assert session == before
+
+
+def test_a_paused_session_comes_back_through_the_gate_or_is_let_in_before() -> None:
+    session = session_in(Phase.PAUSED)
+    walk: list[tuple[ev.SessionEvent, Phase]] = [
+        (SAMPLE[ev.SessionReturned], Phase.GATED),
+        (SAMPLE[ev.SessionAdmitted], Phase.ACTING),
+        (paused(), Phase.PAUSED),
+        (SAMPLE[ev.SessionAdmitted], Phase.ACTING),
+    ]
+    for event, phase in walk:
+        session.advance(event)
+        assert session.phase is phase
 
 
 @pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.RUNNING])

@@ -13,6 +13,7 @@ from mars.core.admission import GatedView, Verdict
 from mars.core.control import ControlPlane
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Hysteresis, Pressure
+from mars.core.session import Session
 from mars.core.window import Window, WindowSettings
 
 CALM = Pressure()
@@ -49,7 +50,8 @@ class Gate:
             GatedView(session_id=SessionId(str(n)), arrived_s=float(n), prompt_bytes=0)
             for n in range(self.arrived, self.arrived + waiting)
         ]
-        self.last = self.window.choose(gated, active, pressure, now_s)
+        inside = [Session(SessionId(f"active {n}"), 0.0) for n in range(active)]
+        self.last = self.window.choose(gated, inside, pressure, now_s)
         entered = [admit.session_id for admit in self.last.admit]
         assert entered == [view.session_id for view in gated[: len(entered)]], "overtaken"
         self.arrived += len(entered)

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from tests.gateway.scripted import Engine, serving, until
 
 from mars.core import events as ev
+from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.window import WindowSettings
 from mars.gateway.app import SessionRow, Status, build_app
@@ -130,10 +131,12 @@ def full_kv() -> ev.EngineSampled:
 
 
 def checked_desk(
-    scheduling: Scheduling, settings: GatewaySettings, broken: list[str]
+    scheduling: Scheduling | Admission, settings: GatewaySettings, broken: list[str]
 ) -> tuple[Desk, list[ev.Event]]:
     """A desk, its facts, and in `broken` each invariant that a fact left broken."""
-    control = ControlPlane(build_admission(scheduling))
+    if isinstance(scheduling, Scheduling):
+        scheduling = build_admission(scheduling)
+    control = ControlPlane(scheduling)
     events: list[ev.Event] = []
 
     def record(event: ev.Event) -> None:
@@ -153,7 +156,7 @@ def checked_desk(
 async def gateway(
     engine_url: str,
     settings: GatewaySettings | None = None,
-    scheduling: Scheduling | None = None,
+    scheduling: Scheduling | Admission | None = None,
 ) -> AsyncIterator[Rig]:
     settings = settings or GatewaySettings()
     broken: list[str] = []

@@ -1,7 +1,7 @@
 """A control plane with a bug must not stop the traffic."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import ClassVar
 
 import pytest
@@ -14,6 +14,7 @@ from mars.core.decisions import Admit
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
+from mars.core.session import Session
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Identity
 from mars.gateway.settings import GatewaySettings
@@ -35,7 +36,11 @@ class Broken(Open):
     error: ClassVar[Exception | None] = None
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
         if self.error is not None:
             raise self.error
@@ -82,5 +87,5 @@ class TestFaults:
 
     async def test_an_admit_of_nobody_is_no_fault(self) -> None:
         desk, events = self.desk(Broken())
-        assert desk._let_in([Admit(session_id=A, why="?")]) == []
+        assert desk._carry_out([Admit(session_id=A, why="?")]) == []
         assert events == []

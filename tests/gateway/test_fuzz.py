@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Collection
 
 import aiohttp
 import pytest
@@ -9,7 +10,11 @@ from tests.gateway.conftest import CHAT, Rig, full_kv, gateway
 from tests.gateway.scripted import STREAM, Engine, Exchange, event_of, polite, until
 
 from mars.core import events as ev
+from mars.core.admission import Admission, GatedView, Open, Verdict, let_in
+from mars.core.decisions import Pause
 from mars.core.ids import SessionId
+from mars.core.pressure import Pressure
+from mars.core.session import Phase, Session
 from mars.core.window import WindowSettings
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling
@@ -18,6 +23,28 @@ SESSIONS = 300
 SETTINGS = GatewaySettings(idle_s=0.1, gone_s=0.02, keepalive_s=0.01)
 FEW = Scheduling(policy="mars", window=WindowSettings(first=16, least=16, blind_s=1e6))
 """With the engine's KV full: 16 at a time."""
+
+
+class Churn(Open):
+    """An instrument: 16 at a time, and whoever rests is sent back while others wait."""
+
+    steers = True
+
+    def choose(
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
+    ) -> Verdict:
+        at_rest = [it.session_id for it in active if gated and it.phase is Phase.ACTING]
+        room = max(0, 16 - len(active) + len(at_rest))
+        return Verdict(
+            admit=let_in([*gated][:room], "room"),
+            pause=[Pause(session_id=session_id, why="churn") for session_id in at_rest],
+            why_not="16 at a time",
+            window=16,
+        )
 
 
 async def moody(exchange: Exchange) -> None:
@@ -57,10 +84,13 @@ async def agent(rig: Rig, number: int, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_nothing_is_left(engine: Engine, seed: int) -> None:
+@pytest.mark.parametrize("scheduling", [FEW, Churn()], ids=["window", "pauses"])
+async def test_nothing_is_left(
+    engine: Engine, scheduling: Scheduling | Admission, seed: int
+) -> None:
     engine.script = moody
     rng = random.Random(seed)
-    async with gateway(engine.url, SETTINGS, FEW) as rig:
+    async with gateway(engine.url, SETTINGS, scheduling) as rig:
         rig.desk.emit(full_kv())
         agents = [agent(rig, number, random.Random(rng.random())) for number in range(SESSIONS)]
         await asyncio.gather(*agents)
@@ -68,9 +98,10 @@ async def test_nothing_is_left(engine: Engine, seed: int) -> None:
         await until(lambda: not control.sessions)
         await until(lambda: engine.open == 0)
         await until(lambda: not desk._in_flight)
+        assert bool(rig.of(ev.SessionPaused)) == isinstance(scheduling, Churn)
         status = await rig.status()
         assert (status.sessions, status.active, status.gated, status.faults) == (0, 0, 0, 0)
-        assert control._gate == {}
+        assert (control._gate, control.paused) == ({}, 0)
         assert control._open_calls == 0
         assert (desk._stays, desk._orphans) == ({}, {})
         queued = sorted(event.call_id for event in rig.of(ev.CallQueued))

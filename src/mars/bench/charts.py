@@ -162,7 +162,7 @@ def pressure(run: Run, index: int, colours: Mapping[str, str]) -> Any:
     )
     for row, policy in enumerate(policies, 1):
         one, colour = run.rounds[policy][index], colours[policy]
-        let_in = _head_count(one, ev.SessionAdmitted, ev.SessionEnded)
+        let_in = _head_count(one, ev.SessionAdmitted, ev.SessionEnded | ev.SessionPaused)
         present = _head_count(one, ev.SessionArrived, ev.SessionEnded)
         areas = (
             (1, "KV in use", _kv_line(one, lambda e: e.kv_used_blocks), colour, 0.25),
@@ -217,10 +217,10 @@ def _binned(one: Round, samples: Iterable[tuple[float, float]]) -> _Line:
     return [b * width_s for b in bins], [sum(v) / len(v) for v in bins.values()]
 
 
-def _head_count(one: Round, enters: type[ev.Event], leaves: type[ev.Event]) -> _Line:
+def _head_count(one: Round, enters: type[ev.Event], leaves: Any) -> _Line:
     at_s, count = [0.0], [0.0]
     for event in one.events:
-        if isinstance(event, (enters, leaves)):
+        if isinstance(event, enters | leaves):
             at_s.append(event.at_s - one.started_s)
             count.append(count[-1] + (1 if isinstance(event, enters) else -1))
     return at_s, count

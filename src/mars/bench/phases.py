@@ -1,8 +1,8 @@
 """Where a session's time goes: its events folded into spans, one phase each, without gaps.
 
-The phases are those of `core.session`, with ACTING told apart by the session's tool calls:
+The phases are those of `core.session`, with ACTING (and PAUSED) told apart by the tool calls:
 
-    gated       arrived, not let in
+    gated       at the gate with a call, not let in
     queued      a call waits in the engine
     running     a call is on the GPU (one is enough, whatever else the session does)
     tool waits  none of the above; tool calls wait for cores and none runs
@@ -63,7 +63,7 @@ class _Life:
             self.shown, self.since_s = name, now_s
 
     def _name(self) -> str:
-        if self.session.phase is not Phase.ACTING:
+        if self.session.phase not in {Phase.ACTING, Phase.PAUSED}:
             return str(self.session.phase.value)
         if self.running:
             return "tool runs"

@@ -38,7 +38,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     phase_mean_s: dict[str, float]
     """Seconds a session spends in each phase (`phases.PHASES`), mean; they add up to `mean_s`."""
     gate_wait_mean_s: float
-    """SessionAdmitted.at_s - SessionArrived.at_s, s, over sessions."""
+    """Seconds at the gate (phase `gated`), those after a pause included, over sessions."""
     gate_wait_p95_s: float
     throughput_sessions_per_s: float
     """sessions / sum over rounds of (last SessionEnded.at_s - first SessionArrived.at_s)."""
@@ -158,8 +158,10 @@ def session_times_s(one: Round) -> list[float]:
 
 
 def _gate_waits_s(one: Round) -> list[float]:
-    arrived = _at_s(one, ev.SessionArrived)
-    return [at_s - arrived[sid] for sid, at_s in _at_s(one, ev.SessionAdmitted).items()]
+    return [
+        sum(span.end_s - span.start_s for span in spans if span.phase == "gated")
+        for spans in phases.fold(one.events).values()
+    ]
 
 
 def _busy_s(one: Round) -> float:
@@ -167,7 +169,7 @@ def _busy_s(one: Round) -> float:
     return max(_at_s(one, ev.SessionEnded).values()) - first_s
 
 
-Milestone = TypeVar("Milestone", ev.SessionArrived, ev.SessionAdmitted, ev.SessionEnded)
+Milestone = TypeVar("Milestone", ev.SessionArrived, ev.SessionEnded)
 
 
 def _at_s(one: Round, kind: type[Milestone]) -> dict[SessionId, float]:

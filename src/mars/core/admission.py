@@ -1,51 +1,99 @@
-"""Who may enter: the question, and the two plainest answers."""
+"""Who may enter, and who is sent back: the question, and the plainest answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import msgspec
 
 from mars.core import events as ev
-from mars.core.decisions import Admit
+from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
+from mars.core.session import Session
 
 
 class GatedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A session at the gate: a new one, or a paused one whose next call waits."""
+
     session_id: SessionId
     arrived_s: float
+    """When it came to the gate."""
     prompt_bytes: int
+    context_tokens: int = 0
+    """Of one that was in before: what its call will extend."""
+    returning: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     admit: Sequence[Admit]
+    """Sessions at the gate, and paused ones that are not back yet."""
     why_not: str
     """Why the others wait."""
     window: int | None
     """How many sessions may be active; None: no limit."""
+    pause: Sequence[Pause] = ()
+    """Active sessions at rest: Phase.ACTING, no call open."""
 
 
 class Admission(Protocol):
+    steers: bool
+    """False: there is nothing to ask while nobody waits at the gate."""
+
+    @property
+    def tick_s(self) -> float | None:
+        """How often it wants to be asked although nothing happens; None: never."""
+
     def observe(self, event: ev.Event) -> None: ...
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
-        """`gated` in order of arrival; `active` sessions are past the gate."""
+        """`gated` in order of arrival at the gate; `active` sessions are past it.
+
+        Both are live views, as long as the question lasts. A session whose admission is not
+        carried out yet is active, and still in the phase it was admitted from.
+        """
 
 
 class Open:
-    """No admission control: every baseline but MARS."""
+    """No admission control: every baseline that has none."""
+
+    steers = False
+    tick_s: float | None = None
 
     def observe(self, event: ev.Event) -> None:
         del event
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
     ) -> Verdict:
         del active, pressure, now_s
         return Verdict(admit=let_in(gated, "no admission control"), why_not="", window=None)
 
 
-def let_in(gated: Sequence[GatedView], why: str) -> list[Admit]:
+def let_in(gated: Iterable[GatedView], why: str) -> list[Admit]:
     return [Admit(session_id=view.session_id, why=why) for view in gated]
+
+
+@dataclass(slots=True)
+class Beat:
+    """Once a period, for a policy that is asked at least as often, and at events besides."""
+
+    period_s: float
+    _next_s: float = -inf
+
+    def due(self, now_s: float) -> bool:
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self.period_s * (1.0 - 1e-9)  # sums of periods are not exact
+        return True

@@ -1,6 +1,14 @@
 """The control plane: folds the stream into sessions and pressure, and opens the gate.
 
-Sans-I/O. A shell (the gateway, later the simulator) hands it every event it sees and carries out
+    at the gate   a call waits: of a new session, or of one that was paused and came back
+    active        past the gate, from the decision on; what `Admission` counts
+    paused        sent back, and its next call has not come
+
+Every session is in one of the three. The KV of a paused one does not count in the pressure: nothing
+keeps it from being evicted (held blocks are in `kv_used_frac`), and to make room is why it was sent
+back. It counts again from its next admission on.
+
+Sans-I/O. A shell (the gateway, the simulator) hands it every event it sees and carries out
 what it returns; neither holds any rule of its own. The shell's own facts must be legal. Facts that
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
 """
@@ -11,7 +19,7 @@ import msgspec
 
 from mars.core import events as ev
 from mars.core.admission import Admission, GatedView
-from mars.core.decisions import Admit
+from mars.core.decisions import Admit, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.estimate import Newcomers
 from mars.core.ids import SessionId
@@ -23,6 +31,8 @@ class ControlPlane:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._gate: dict[SessionId, GatedView] = {}
+        self._active: dict[SessionId, Session] = {}
+        self._paused: dict[SessionId, Session] = {}
         self._kv_capacity_tokens = 0
         self._context_tokens = 0
         self._newcomers = Newcomers()
@@ -36,31 +46,30 @@ class ControlPlane:
 
     @property
     def active(self) -> int:
-        return len(self.sessions) - len(self._gate)
+        return len(self._active)
 
-    def handle(self, event: ev.Event) -> list[Admit]:
+    @property
+    def paused(self) -> int:
+        return len(self._paused)
+
+    @property
+    def tick_s(self) -> float | None:
+        """How often the shell should call `tick`; None: never."""
+        return self._admission.tick_s
+
+    def handle(self, event: ev.Event) -> list[Admit | Pause]:
         match event:
-            case ev.SessionArrived():
-                if known := self.sessions.get(event.session_id):
-                    known.advance(event)  # raises: the table has no second arrival
-                self.sessions[event.session_id] = Session(
-                    event.session_id, event.at_s, since_s=event.at_s
-                )
-                self._gate[event.session_id] = GatedView(
-                    session_id=event.session_id,
-                    arrived_s=event.at_s,
-                    prompt_bytes=event.prompt_bytes,
-                )
-            case ev.SessionAdmitted():
+            case ev.SessionArrived() | ev.SessionReturned():
+                self._come(event)
+            case ev.SessionAdmitted() | ev.SessionPaused():
                 self.sessions[event.session_id].advance(event)
             case ev.SessionEnded():
                 self._leave(event)
             case ev.CallQueued() | ev.CallFinished():
-                session = self.sessions.get(event.session_id)
-                if session is None:  # it was ended while its last call was open
+                if event.session_id in self.sessions:
+                    self._advance(self.sessions[event.session_id], event)
+                else:  # it was ended while its last call was open
                     self.late += 1
-                else:
-                    self._advance(session, event)
             case (
                 ev.CallStarted()
                 | ev.CallPreempted()
@@ -79,9 +88,28 @@ class ControlPlane:
         self._admission.observe(event)
         return self._open_gate(event.at_s)
 
-    def tick(self, now_s: float) -> list[Admit]:
+    def tick(self, now_s: float) -> list[Admit | Pause]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""
         return self._open_gate(now_s)
+
+    def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
+        """A call is at the gate."""
+        session_id = event.session_id
+        at_s = event.at_s
+        session = self.sessions.get(session_id) or Session(session_id, at_s, since_s=at_s)
+        returning = isinstance(event, ev.SessionReturned)
+        if returning or session_id in self.sessions:
+            session.advance(event)  # raises at a second arrival: the table has none
+        if returning and self._paused.pop(session_id, None) is None:
+            return  # it was let in meanwhile
+        self.sessions[session_id] = session
+        self._gate[session_id] = GatedView(
+            session_id=session_id,
+            arrived_s=event.at_s,
+            prompt_bytes=event.prompt_bytes,
+            context_tokens=session.context_tokens,
+            returning=returning,
+        )
 
     def _hear(self, event: ev.SessionEvent) -> None:
         """A fact from another process: advisory."""
@@ -99,19 +127,18 @@ class ControlPlane:
         session.advance(event)
         if isinstance(event, ev.CallServed):
             self._newcomers.served(event.session_id, event.prompt_tokens)
-        self._count(event.at_s, session.open_calls - calls, session.context_tokens - context_tokens)
+        if session.open_calls != calls:
+            self._count_calls(event.at_s, session.open_calls - calls)
+        if session.context_tokens != context_tokens and event.session_id in self._active:
+            self._context_tokens += session.context_tokens - context_tokens
+            self._foresee()
 
-    def _count(self, now_s: float, calls: int, context_tokens: int) -> None:
+    def _count_calls(self, now_s: float, calls: int) -> None:
         was_busy = self._open_calls > 0
         self._open_calls += calls
-        self._context_tokens += context_tokens
-        changes: dict[str, float | None] = {}
         if was_busy != (self._open_calls > 0):
-            changes["busy_since_s"] = None if was_busy else now_s
-        if changes:
-            self.pressure = msgspec.structs.replace(self.pressure, **changes)
-        if context_tokens:
-            self._foresee()
+            busy_since_s = None if was_busy else now_s
+            self.pressure = msgspec.structs.replace(self.pressure, busy_since_s=busy_since_s)
 
     def _foresee(self) -> None:
         """KV that the admitted sessions have or are about to have."""
@@ -147,28 +174,60 @@ class ControlPlane:
         session.advance(event)
         del self.sessions[event.session_id]
         self._gate.pop(event.session_id, None)
-        self._newcomers.leave(event.session_id)
-        self._count(event.at_s, -session.open_calls, -session.context_tokens)
-
-    def _open_gate(self, now_s: float) -> list[Admit]:
-        verdict = self._admission.choose(
-            list(self._gate.values()), self.active, self.pressure, now_s
-        )
-        for admit in verdict.admit:
-            view = self._gate.pop(admit.session_id)
-            self._newcomers.enter(admit.session_id, view.prompt_bytes)
-        if verdict.admit:
+        self._paused.pop(event.session_id, None)
+        self._count_calls(event.at_s, -session.open_calls)
+        if self._active.pop(event.session_id, None):
+            self._forget_kv(session)
             self._foresee()
+
+    def _forget_kv(self, session: Session) -> None:
+        self._newcomers.leave(session.session_id)
+        self._context_tokens -= session.context_tokens
+
+    def _open_gate(self, now_s: float) -> list[Admit | Pause]:
+        if not (self._gate or self._admission.steers):
+            return []
+        verdict = self._admission.choose(
+            self._gate.values(), self._active.values(), self.pressure, now_s
+        )
         self.window, self.why_not = verdict.window, verdict.why_not
-        return list(verdict.admit)
+        if not (verdict.admit or verdict.pause):
+            return []
+        for admit in verdict.admit:
+            self._admit(admit)
+        for pause in verdict.pause:
+            self._pause(pause)
+        self._foresee()
+        return [*verdict.admit, *verdict.pause]
+
+    def _admit(self, admit: Admit) -> None:
+        session_id = admit.session_id
+        if self._paused.pop(session_id, None) is None:
+            view = self._gate.pop(session_id)
+            if not view.context_tokens:
+                self._newcomers.enter(session_id, view.prompt_bytes)
+        session = self._active[session_id] = self.sessions[session_id]
+        self._context_tokens += session.context_tokens
+
+    def _pause(self, pause: Pause) -> None:
+        session = self._active[pause.session_id]
+        if session.phase is not Phase.ACTING:
+            raise IllegalMoveError(pause.session_id, session.phase.value, type(pause).__name__)
+        self._paused[pause.session_id] = self._active.pop(pause.session_id)
+        self._forget_kv(session)
 
     def check(self) -> None:
         """Raise AssertionError when an invariant of docs/invariants.md does not hold."""
-        sessions = self.sessions.values()
+        sessions, active = self.sessions.values(), self._active.values()
         gated = {s.session_id for s in sessions if s.phase is Phase.GATED}
+        places = sorted([*self._gate, *self._active, *self._paused])
         assert set(self._gate) <= set(self.sessions), "a phantom at the gate"  # noqa: S101
         assert gated >= set(self._gate), "past the gate without Admit"  # noqa: S101
+        assert places == sorted(self.sessions), "nowhere, or in two places"  # noqa: S101
+        assert all(  # noqa: S101
+            s.phase in {Phase.ACTING, Phase.PAUSED} for s in self._paused.values()
+        ), "back without Admit"
         assert self._open_calls == sum(s.open_calls for s in sessions), "calls leak"  # noqa: S101
         assert self._context_tokens == sum(  # noqa: S101
-            s.context_tokens for s in sessions
+            s.context_tokens for s in active
         ), "contexts leak"

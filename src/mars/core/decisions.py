@@ -10,6 +10,13 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Send a session back: what runs of it runs on, its next call waits at the gate."""
+
+    session_id: SessionId
+    why: str
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     tool_id: ToolId
     cores: tuple[int, ...]

@@ -46,19 +46,25 @@ class Newcomers:
     weight: float = 0.2
     """Of the newest prompt in the average."""
     _prompt_bytes: dict[SessionId, int] = field(default_factory=dict)
+    _sum_bytes: int = 0
 
     @property
     def tokens(self) -> float:
-        return sum(self._prompt_bytes.values()) * self.tokens_per_byte
+        return self._sum_bytes * self.tokens_per_byte
 
     def enter(self, session_id: SessionId, prompt_bytes: int) -> None:
+        self.leave(session_id)
         self._prompt_bytes[session_id] = prompt_bytes
+        self._sum_bytes += prompt_bytes
 
     def served(self, session_id: SessionId, prompt_tokens: int) -> None:
-        prompt_bytes = self._prompt_bytes.pop(session_id, 0)
+        prompt_bytes = self.leave(session_id)
         if prompt_bytes and prompt_tokens:
             ratio = prompt_tokens / prompt_bytes
             self.tokens_per_byte += self.weight * (ratio - self.tokens_per_byte)
 
-    def leave(self, session_id: SessionId) -> None:
-        self._prompt_bytes.pop(session_id, None)
+    def leave(self, session_id: SessionId) -> int:
+        """Returns the size of its prompt; 0 of one that is no newcomer."""
+        prompt_bytes = self._prompt_bytes.pop(session_id, 0)
+        self._sum_bytes -= prompt_bytes
+        return prompt_bytes

@@ -5,7 +5,8 @@ Handlers switch on `Event` with `match`, and mypy proves that no case was forgot
 
 Who stamps what (each fact has exactly one source):
 
-    gateway       SessionArrived SessionAdmitted CallQueued CallFinished SessionEnded
+    gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
+    gateway       CallQueued CallFinished
     engine        CallStarted CallPreempted CallServed KvHeld KvReleased EngineSampled
     tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
 
@@ -33,6 +34,20 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
 class SessionAdmitted(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+
+
+class SessionPaused(Fact, frozen=True, kw_only=True):
+    """A session without an open call was sent back to the gate."""
+
+    session_id: SessionId
+    why: str
+
+
+class SessionReturned(Fact, frozen=True, kw_only=True):
+    """The next call of a paused session is at the gate."""
+
+    session_id: SessionId
+    prompt_bytes: int = 0
 
 
 class CallQueued(Fact, frozen=True, kw_only=True):
@@ -158,6 +173,14 @@ class ToolsSampled(Fact, frozen=True, kw_only=True):
 CallEvent = CallQueued | CallStarted | CallPreempted | CallServed | CallFinished
 ToolEvent = ToolQueued | ToolStarted | ToolFinished
 SessionEvent = (
-    SessionArrived | SessionAdmitted | CallEvent | KvHeld | KvReleased | ToolEvent | SessionEnded
+    SessionArrived
+    | SessionAdmitted
+    | SessionPaused
+    | SessionReturned
+    | CallEvent
+    | KvHeld
+    | KvReleased
+    | ToolEvent
+    | SessionEnded
 )
 Event = SessionEvent | EngineSampled | ToolsSampled

@@ -1,11 +1,11 @@
 """Which tool call gets which cores.
 
-A lease is a number of whole cores for as long as a command's process tree lives. `share` leases may
-be on a core at once (1: a core belongs to one command). First come, first served; a tool call that
-does not fit is not overtaken, so a call for many cores cannot starve.
+A lease is a number of whole cores, and of bytes of memory if that is limited, for as long as a
+command's process tree lives. `share` leases may be on a core at once (1: a core belongs to one
+command). First come, first served; a tool call that does not fit is not overtaken, so a call for
+many cores cannot starve.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,9 +19,12 @@ class LeaseBook:
     cores: Sequence[int]
     """CPU numbers that may be lent."""
     share: int = 1
+    memory_bytes: int | None = None
+    """For all leases together; None: not limited."""
     _load: dict[int, int] = field(default_factory=dict)
-    _queue: deque[tuple[ToolId, int]] = field(default_factory=deque)
-    _leases: dict[ToolId, tuple[int, ...]] = field(default_factory=dict)
+    _queue: dict[ToolId, tuple[int, int]] = field(default_factory=dict)
+    _leases: dict[ToolId, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    _used_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not self.cores:
@@ -42,47 +45,61 @@ class LeaseBook:
     def slots(self) -> int:
         return len(self._load) * self.share
 
-    def ask(self, tool_id: ToolId, cores: int) -> list[Grant]:
+    def ask(self, tool_id: ToolId, cores: int, memory_bytes: int = 0) -> list[Grant]:
         """Queue a tool call. Raises InputError when it could never be granted."""
         if not 1 <= cores <= len(self._load):
             raise InputError(
                 f"a tool asked for {cores} cores; this server lends {len(self._load)} at most"
             )
-        if tool_id in self._leases or any(tool_id == waiting for waiting, _ in self._queue):
+        if self.memory_bytes is not None and memory_bytes > self.memory_bytes:
+            raise InputError(
+                f"a tool asked for {memory_bytes} bytes; this server lends {self.memory_bytes}"
+            )
+        if tool_id in self._leases or tool_id in self._queue:
             raise InputError(f"tool call {tool_id} is already known")
-        self._queue.append((tool_id, cores))
+        self._queue[tool_id] = (cores, memory_bytes)
         return self._grant()
 
     def give_back(self, tool_id: ToolId) -> list[Grant]:
         """End a lease or leave the queue; an id that is not known is no error (cancels race)."""
-        for core in self._leases.pop(tool_id, ()):
+        cores, memory_bytes = self._leases.pop(tool_id, ((), 0))
+        for core in cores:
             self._load[core] -= 1
-        self._queue = deque(item for item in self._queue if item[0] != tool_id)
+        self._used_bytes -= memory_bytes
+        self._queue.pop(tool_id, None)
         return self._grant()
 
     def _grant(self) -> list[Grant]:
         grants: list[Grant] = []
         while self._queue:
-            tool_id, cores = self._queue[0]
+            tool_id, (cores, memory_bytes) = next(iter(self._queue.items()))
+            if (
+                self.memory_bytes is not None
+                and self._used_bytes + memory_bytes > self.memory_bytes
+            ):
+                break
             free = sorted(
                 (core for core, load in self._load.items() if load < self.share),
                 key=lambda core: (self._load[core], core),
             )
             if len(free) < cores:
                 break
-            self._queue.popleft()
+            del self._queue[tool_id]
             lent = tuple(sorted(free[:cores]))
             for core in lent:
                 self._load[core] += 1
-            self._leases[tool_id] = lent
+            self._used_bytes += memory_bytes
+            self._leases[tool_id] = (lent, memory_bytes)
             grants.append(Grant(tool_id=tool_id, cores=lent))
         return grants
 
     def check(self) -> None:
         """Raise AssertionError when the book does not add up (tests call it after every event)."""
         lent = dict.fromkeys(self._load, 0)
-        for cores in self._leases.values():
+        for cores, _ in self._leases.values():
             for core in cores:
                 lent[core] += 1
         assert lent == self._load, "a core is lent that no lease names"  # noqa: S101
+        used_bytes = sum(memory for _, memory in self._leases.values())
+        assert used_bytes == self._used_bytes, "memory is lent that no lease names"  # noqa: S101
         assert all(load <= self.share for load in lent.values()), "a core is lent twice"  # noqa: S101

@@ -15,6 +15,7 @@ _MEANING: Final[Mapping[Phase, str]] = {
     Phase.QUEUED: "a call waits in the engine",
     Phase.RUNNING: "a call is on the GPU",
     Phase.ACTING: "off the GPU: a tool runs or waits for cores, or the client thinks",
+    Phase.PAUSED: "sent back: its tool may run on, its next call waits at the gate",
     Phase.ENDED: "it has left; nothing moves it any more",
 }
 
@@ -36,7 +37,8 @@ What each event leads to. A dot is illegal: it raises `IllegalMoveError` and cha
 
 When a session has several calls open, each of them walks from the resting phase on its own, and the
 session shows the busiest: running before queued before the phase at rest. An event that is not
-about a call moves the resting phase, so a tool may run while another call is on the GPU.
+about a call moves the resting phase, so a tool may run while another call is on the GPU. Only a
+session without an open call can be paused.
 """
 
 

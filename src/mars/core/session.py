@@ -23,6 +23,7 @@ class Phase(enum.Enum):
     QUEUED = "queued"  # a call waits in the engine
     RUNNING = "running"  # a call is on the GPU
     ACTING = "acting"  # off the GPU: a tool runs or waits for cores, or the client thinks
+    PAUSED = "paused"  # sent back: its tool may run on, its next call waits at the gate
     ENDED = "ended"
 
 
@@ -43,6 +44,16 @@ MOVES: Final[Mapping[tuple[Phase, type[ev.SessionEvent]], Phase]] = {
     (Phase.ACTING, ev.KvHeld): Phase.ACTING,
     (Phase.ACTING, ev.KvReleased): Phase.ACTING,
     (Phase.ACTING, ev.SessionEnded): Phase.ENDED,
+    (Phase.ACTING, ev.SessionPaused): Phase.PAUSED,
+    (Phase.PAUSED, ev.SessionReturned): Phase.GATED,
+    (Phase.PAUSED, ev.SessionAdmitted): Phase.ACTING,  # resumed before it came back
+    (Phase.PAUSED, ev.CallServed): Phase.PAUSED,
+    (Phase.PAUSED, ev.ToolQueued): Phase.PAUSED,
+    (Phase.PAUSED, ev.ToolStarted): Phase.PAUSED,
+    (Phase.PAUSED, ev.ToolFinished): Phase.PAUSED,
+    (Phase.PAUSED, ev.KvHeld): Phase.PAUSED,
+    (Phase.PAUSED, ev.KvReleased): Phase.PAUSED,
+    (Phase.PAUSED, ev.SessionEnded): Phase.ENDED,
 }
 
 
@@ -79,6 +90,8 @@ class Session:
                 | ev.CallFinished()
             ):
                 self._walk_call(event)
+            case ev.SessionPaused() if self._calls:
+                raise IllegalMoveError(self.session_id, self.phase.value, type(event).__name__)
             case _:
                 self._rest = self._move(self._rest, event)
         match event:

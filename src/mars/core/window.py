@@ -16,7 +16,8 @@ The published loop ticks every 0.2 s and has faults that this one avoids:
   `blind_s`: a gate that cannot see must not starve anybody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
+from itertools import islice
 from typing import Annotated
 
 import msgspec
@@ -25,6 +26,7 @@ from msgspec import Meta
 from mars.core import events as ev
 from mars.core.admission import GatedView, Verdict, let_in
 from mars.core.pressure import Hysteresis, Pressure
+from mars.core.session import Session
 
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 
@@ -58,8 +60,12 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Window:
+    steers = True
+
     def __init__(self, settings: WindowSettings) -> None:
         self._set = settings
+        self.tick_s: float | None = settings.blind_s / 10
+        """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._size = settings.first
         self._slow_start = True
         self._may_cut, self._may_grow = True, False
@@ -73,7 +79,16 @@ class Window:
             self._finished += 1
 
     def choose(
-        self, gated: Sequence[GatedView], active: int, pressure: Pressure, now_s: float
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
+    ) -> Verdict:
+        return self._choose(gated, len(active), pressure, now_s)
+
+    def _choose(
+        self, gated: Collection[GatedView], active: int, pressure: Pressure, now_s: float
     ) -> Verdict:
         blind_s = pressure.blind_s(now_s)
         if blind_s > self._set.blind_s:
@@ -92,10 +107,10 @@ class Window:
             self._moved()
         room = max(0, (self._set.least if over else self._size) - active)
         why_not = over or f"{active} sessions are active, the window is {self._size}"
-        fit = self._fit(gated[:room], active, pressure)
+        fit = self._fit(islice(gated, room), active, pressure)
         if fit < min(room, len(gated)):
             why_not = f"KV is at {pressure.kv_frac:.0%} and the next session's prompt does not fit"
-        admit = let_in(gated[:fit], f"{active} active, window {self._size}")
+        admit = let_in(islice(gated, fit), f"{active} active, window {self._size}")
         return Verdict(admit=admit, why_not=why_not, window=self._size)
 
     def _step(self, active: int, pressure: Pressure) -> int:
@@ -120,14 +135,15 @@ class Window:
         self._may_cut = self._may_grow = False
         self._finished = 0  # the next turnover is counted from this move
 
-    def _fit(self, gated: Sequence[GatedView], active: int, pressure: Pressure) -> int:
+    def _fit(self, gated: Iterable[GatedView], active: int, pressure: Pressure) -> int:
         """How many of them, in order, have room for their prompts below the limit."""
-        kv_frac = pressure.kv_frac
-        for count, view in enumerate(gated):
+        kv_frac, count = pressure.kv_frac, 0
+        for view in gated:
             kv_frac += view.prompt_bytes * pressure.kv_frac_per_byte
             if kv_frac > self._set.kv_high_frac and active + count >= self._set.least:
-                return count
-        return len(gated)
+                break
+            count += 1
+        return count
 
     def _overload(self, pressure: Pressure) -> str:
         """What is overloaded, in words; empty when nothing is."""

@@ -34,6 +34,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     active: int
     gated: int
+    paused: int
+    """Sent back, and not yet at the gate again."""
     pressure: Pressure
     late: int
     """Facts that came too late to matter."""
@@ -104,7 +106,8 @@ class _Views:
                 why_not=control.why_not,
                 sessions=len(control.sessions),
                 active=control.active,
-                gated=len(control.sessions) - control.active,
+                gated=len(control.sessions) - control.active - control.paused,
+                paused=control.paused,
                 pressure=control.pressure,
                 late=control.late,
                 lost=self._desk.lost,

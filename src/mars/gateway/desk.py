@@ -1,8 +1,8 @@
 """The desk: the asyncio shell around the control plane.
 
 Every fact, own or foreign, takes one way: `emit` -> control plane -> log -> publish if own; what
-the control plane decides is carried out at once and is a fact in its turn. The desk owns what the
-core may not: futures of gated requests, timers of silent sessions.
+the control plane decides is carried out at once and is a fact in its turn, behind those before it.
+The desk owns what the core may not: futures of gated requests, timers of silent sessions.
 Nothing here awaits between a check and what it guards: each method is one step of the loop.
 """
 
@@ -13,13 +13,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Final
 from uuid import uuid4
 
 from mars.core import events as ev
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit
+from mars.core.decisions import Admit, Pause
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
@@ -27,7 +26,13 @@ from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, SessionOverError, Stay
 
 OWN: Final = (
-    ev.SessionArrived | ev.SessionAdmitted | ev.CallQueued | ev.CallFinished | ev.SessionEnded
+    ev.SessionArrived
+    | ev.SessionAdmitted
+    | ev.SessionPaused
+    | ev.SessionReturned
+    | ev.CallQueued
+    | ev.CallFinished
+    | ev.SessionEnded
 )
 """The facts of which the gateway is the source."""
 
@@ -57,11 +62,13 @@ class Desk:
         self._orphans: dict[SessionId, set[Call]] = {}
         """Calls that are open although their session has ended."""
         self._in_flight: set[CallId] = set()
+        self._facts: deque[ev.Event] = deque()
+        """The fact that is being told, and those that wait for their turn."""
 
     async def enter(
         self, identity: Identity, prompt_bytes: int, still_waiting: Callable[[], Awaitable[None]]
     ) -> Stay:
-        """Return when the session of the request is past the gate: at once if it is known there.
+        """Return when the session of the request is past the gate: at once if it is there.
 
         Start the call before the next `await`. `still_waiting` is called every `keepalive_s`.
         When the last request of a gated session is cancelled, so is the session. Raises
@@ -72,7 +79,7 @@ class Desk:
         session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
         stay = self._stays.get(session_id) or self._arrive(session_id, identity, prompt_bytes)
         if not stay.admitted:
-            await self._wait(stay, still_waiting)
+            await self._wait(stay, prompt_bytes, still_waiting)
         return stay
 
     def call_started(
@@ -127,34 +134,42 @@ class Desk:
 
     def tick(self, now_s: float) -> None:
         """Let time open the gate while nothing happens."""
-        self._follow(self._let_in(self._ask(lambda: self.control.tick(now_s))))
+        self.emit(*self._carry_out(self._ask(lambda: self.control.tick(now_s))))
 
-    def emit(self, event: ev.Event) -> None:
-        self._follow([event])
+    def emit(self, *facts: ev.Event) -> None:
+        """Tell facts, and those that the decisions taken on them turn into."""
+        is_telling = bool(self._facts)
+        self._facts.extend(facts)
+        if not is_telling:  # else: the loop that is under way comes to them
+            try:
+                self._tell_all()
+            finally:
+                self._facts.clear()
 
-    def _follow(self, events: Sequence[ev.Event]) -> None:
-        """Emit facts, and those that the decisions taken on them turn into."""
-        facts, own = deque(events), list[ev.Event]()
-        while facts:
-            fact = facts.popleft()
-            admits = self._ask(partial(self.control.handle, fact))
+    def _tell_all(self) -> None:
+        own: list[ev.Event] = []
+        while self._facts:
+            fact = self._facts[0]
+            decisions = self._ask(lambda: self.control.handle(fact))  # noqa: B023 asked at once
             self._record(fact)
+            self._facts.extend(self._carry_out(decisions))
             match fact:
                 case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
                     if stay := self._stays.get(fact.session_id):
                         stay.hear(fact, time.monotonic())
                         self._settle(stay)
                 case ev.SessionAdmitted():
-                    self._stays[fact.session_id].wake()
+                    if stay := self._stays.get(fact.session_id):
+                        stay.wake()
                 case _:
                     pass
             if isinstance(fact, OWN):
                 own.append(fact)
-            facts.extend(self._let_in(admits))
+            self._facts.popleft()
         if own:
             self._publish(own)
 
-    def _ask(self, question: Callable[[], Sequence[Admit]]) -> Sequence[Admit]:
+    def _ask(self, question: Callable[[], Sequence[Admit | Pause]]) -> Sequence[Admit | Pause]:
         """The control plane's answer; when it fails, everybody enters: traffic goes on."""
         try:
             return question()
@@ -168,18 +183,10 @@ class Desk:
             why = f"the control plane failed: {error!r}"
             return [Admit(session_id=session_id, why=why) for session_id in self._stays]
 
-    def _let_in(self, admits: Sequence[Admit]) -> list[ev.Event]:
-        facts: list[ev.Event] = []
-        for admit in admits:
-            stay = self._stays.get(admit.session_id)
-            if stay is not None and not stay.admitted:
-                stay.admitted = True
-                facts.append(
-                    ev.SessionAdmitted(
-                        at_s=time.monotonic(), session_id=stay.session_id, why=admit.why
-                    )
-                )
-        return facts
+    def _carry_out(self, decisions: Sequence[Admit | Pause]) -> list[ev.Event]:
+        here = ((self._stays.get(decision.session_id), decision) for decision in decisions)
+        facts = (stay.obey(decision, time.monotonic()) for stay, decision in here if stay)
+        return [fact for fact in facts if fact]
 
     def _arrive(self, session_id: SessionId, identity: Identity, prompt_bytes: int) -> Stay:
         for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
@@ -193,24 +200,45 @@ class Desk:
         )
         return stay
 
-    async def _wait(self, stay: Stay, still_waiting: Callable[[], Awaitable[None]]) -> None:
-        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        stay.waiting.add(gate)
+    async def _wait(
+        self, stay: Stay, prompt_bytes: int, still_waiting: Callable[[], Awaitable[None]]
+    ) -> None:
+        gate = stay.line_up()
         try:
-            while not gate.done():
-                await asyncio.wait((gate,), timeout=self._set.keepalive_s)
-                if not gate.done():
-                    await still_waiting()
+            while not (stay.admitted or stay.over):
+                if stay.away:
+                    self._return(stay, prompt_bytes)
+                elif gate.done():  # woken, and its session sent back before it could go on
+                    stay.waiting.discard(gate)
+                    gate = stay.line_up()
+                else:
+                    await asyncio.wait((gate,), timeout=self._set.keepalive_s)
+                    if not gate.done():
+                        await still_waiting()
         except BaseException:
             stay.waiting.discard(gate)
-            if stay.turn or stay.waiting:
-                self._settle(stay)
-            else:
-                self._end(stay, "client left at the gate")
+            self._left(stay)
             raise
         stay.waiting.discard(gate)
         if stay.over:
             raise SessionOverError(stay.over)
+
+    def _return(self, stay: Stay, prompt_bytes: int) -> None:
+        stay.away = False
+        self.emit(
+            ev.SessionReturned(
+                at_s=time.monotonic(), session_id=stay.session_id, prompt_bytes=prompt_bytes
+            )
+        )
+
+    def _left(self, stay: Stay) -> None:
+        """A client has left at the gate."""
+        if not (stay.turn or stay.waiting):
+            self._end(stay, "client left at the gate")
+            return
+        if not stay.admitted:
+            stay.gone, stay.heard_s = True, time.monotonic()
+        self._settle(stay)
 
     def _tell_finished(self, call: Call, *, ok: bool, why: str) -> None:
         if call.told:

@@ -17,7 +17,7 @@ class Ear:
     """ZeroMQ's descriptor turns readable when something changes, not as long as messages are there.
 
     So each look reads until nothing is left, then asks once more; and looking once too often, as
-    the tick does, costs nothing.
+    the timer does, costs nothing.
     """
 
     def __init__(self, desk: Desk, endpoints: Sequence[str]) -> None:

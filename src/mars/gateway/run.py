@@ -26,7 +26,7 @@ from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
 from mars.stream.log import LogWriter
 
-_TICK_S: Final = 0.5
+_LOOK_S: Final = 0.5
 _FLUSH_S: Final = 0.2
 _GRACE_S: Final = 1.0
 """When the gateway is stopped, answers have so long to end; then their clients get an error."""
@@ -66,10 +66,13 @@ async def serve(
         ear = stack.enter_context(Ear.listening(desk, subscribe))
 
         def tick() -> None:
-            ear.look()
             desk.tick(time.monotonic())
 
-        async with _every(_FLUSH_S, record.flush), _every(_TICK_S, tick):
+        async with (
+            _every(_FLUSH_S, record.flush),
+            _every(_LOOK_S, ear.look),
+            _every(control.tick_s, tick),
+        ):
             await _run(app, desk, listener, on_listening)
 
 
@@ -154,7 +157,12 @@ def _told_to_stop() -> Iterator[asyncio.Future[None]]:
 
 
 @asynccontextmanager
-async def _every(period_s: float, action: Callable[[], None]) -> AsyncIterator[None]:
+async def _every(period_s: float | None, action: Callable[[], None]) -> AsyncIterator[None]:
+    """None: never."""
+    if period_s is None:
+        yield
+        return
+
     async def repeat() -> None:
         while True:
             await asyncio.sleep(period_s)

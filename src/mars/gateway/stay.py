@@ -6,8 +6,10 @@ hold the stay, not the id, so what is left of an old stay cannot touch the new o
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from mars.core import events as ev
+from mars.core.decisions import Admit, Pause
 from mars.core.errors import MarsError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.gateway.settings import GatewaySettings
@@ -23,6 +25,8 @@ class Stay:
     heard_s: float
     """Last sign of life, on the machine's monotonic clock."""
     admitted: bool = False
+    away: bool = False
+    """Sent back to the gate, and no request of it has come since."""
     over: str = ""
     """Why it ended; empty while it lasts."""
     final: bool = False
@@ -39,8 +43,22 @@ class Stay:
 
     @property
     def quiet(self) -> bool:
-        """Past the gate, and nothing of it is with us."""
-        return self.admitted and not (self.over or self.calls or self.waiting)
+        """Nothing of it is with us."""
+        return not (self.over or self.calls or self.waiting)
+
+    def obey(self, decision: Admit | Pause, now_s: float) -> ev.Event | None:
+        """The fact that the decision is now; None: it changes nothing."""
+        match decision:
+            case Admit():
+                if self.admitted:
+                    return None
+                self.admitted, self.away = True, False
+                return ev.SessionAdmitted(at_s=now_s, session_id=self.session_id, why=decision.why)
+            case Pause():
+                self.admitted, self.away = False, True
+                return ev.SessionPaused(at_s=now_s, session_id=self.session_id, why=decision.why)
+            case _:
+                assert_never(decision)
 
     def hear(self, event: ev.ToolEvent, now_s: float) -> None:
         self.heard_s = now_s
@@ -66,6 +84,13 @@ class Stay:
         if self.tools and tools_end_s > end_s:
             return tools_end_s, f"silent for {settings.tool_idle_s:g} s with a tool running"
         return end_s, why
+
+    def line_up(self) -> asyncio.Future[None]:
+        """A request begins to wait at the gate."""
+        self.stop_timer()
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.add(gate)
+        return gate
 
     def wake(self) -> None:
         for gate in self.waiting:

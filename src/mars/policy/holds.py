@@ -137,7 +137,8 @@ class Holds:
         """Under pressure: the hold worth least goes, the asking session's own last of all."""
         if not self._held:
             return False
-        least = min(self._held, key=lambda s: (s == besides, self._held[s].value, s))
+        # rounded: what is worth the same must not be told apart by the last bit of a clock
+        least = min(self._held, key=lambda s: (s == besides, round(self._held[s].value, 6), s))
         self.release(least, now_s, "pressure")
         return True
 
