@@ -147,7 +147,8 @@ class MarsMixin(_Base):
         self._rank()
         self._used_frac = self._used_blocks() / (self._pool.num_gpu_blocks - 1)
         output = super().schedule(throttle_prefills)
-        self._in_flight_s.append(now_s)
+        if output.total_num_scheduled_tokens:
+            self._in_flight_s.append(now_s)
         return output
 
     def _reserve_prefill_lookahead(
@@ -174,10 +175,11 @@ class MarsMixin(_Base):
     ) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         now_s = self._now_s = self._clock()
-        # A step begins when the one before it is over; after a pause, when it is scheduled.
-        began_s = max(self._in_flight_s.popleft(), self._updated_s)
-        self._rate.observe(scheduler_output.total_num_scheduled_tokens, now_s - began_s)
-        self._updated_s = now_s
+        if tokens := scheduler_output.total_num_scheduled_tokens:
+            # A step begins when the one before it is over; after a pause, when it is scheduled.
+            began_s = max(self._in_flight_s.popleft(), self._updated_s)
+            self._rate.observe(tokens, now_s - began_s)
+            self._updated_s = now_s
         if now_s - self._wire.sampled_s >= self._set.sample_s or not self.has_unfinished_requests():
             self._sample(now_s)
         self._wire.flush()

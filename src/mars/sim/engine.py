@@ -1,0 +1,243 @@
+"""The simulated engine in time: how long the batcher's steps take, and when it schedules the next.
+
+    lag 0   schedule, run, update, schedule ...
+    lag 1   asynchronous scheduling: while a step runs, the next one is already scheduled, so what
+            comes during a step is seen one step later
+
+Steps that are alike are taken at once (mars.sim.strides), up to the next thing that could change
+them: an event outside, the end of a hold, a key that ages, a sample that is due.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from math import inf
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mars.core import events as ev
+from mars.core.estimate import PrefillRate
+from mars.policy.base import CallView, EngineEvent, Policy
+from mars.sim.batcher import Batcher
+from mars.sim.call import Batch, Call
+from mars.sim.cost import Cost
+from mars.sim.kv import Chain, KvPool
+from mars.sim.strides import Strides
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0.0)]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kv_blocks: Count
+    block_tokens: Count = 16
+    step_tokens: Count = 8192
+    """Most tokens in a step (--max-num-batched-tokens)."""
+    most_calls: Count = 256
+    """Most calls that run at once (--max-num-seqs)."""
+    lag: Annotated[int, Meta(ge=0, le=1)] = 1
+    """1: asynchronous scheduling, vLLM's default on a GPU."""
+    one_group: bool = True
+    """False: a model with several KV groups, as our plugin treats it (no holds)."""
+    api_s: Seconds = 0.0
+    """Between the gateway and the engine's queue: HTTP, tokenizer."""
+    sample_s: Annotated[float, Meta(gt=0.0)] = 1.0
+    """How often the engine tells the control plane of its memory. The plugin: 0.2 s."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Scheduled steps that are not over."""
+
+    batch: Batch
+    start_s: float
+    end_s: float
+    last_start_s: float
+    """When the last of them starts."""
+    parts: list[tuple[int, float]] = field(default_factory=list)
+    """(tokens, seconds) of single steps, for the estimate of the prefill rate."""
+
+
+class SimEngine:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        policy: Policy,
+        cost: Cost,
+        *,
+        samples: bool = True,
+        micro: bool = False,
+    ) -> None:
+        """`samples`: tell of the memory every `sample_s`, not only when all work is done.
+        `micro`: one step at a time, for the test that it makes no difference.
+        """
+        self._set, self._policy, self._cost, self._micro = settings, policy, cost, micro
+        self.pool = KvPool(settings.kv_blocks, settings.block_tokens)
+        self._rate = PrefillRate()
+        self.facts: list[ev.Event] = []
+        """What has happened since somebody last emptied this list."""
+        self.batcher = Batcher(
+            pool=self.pool,
+            policy=policy,
+            rate=self._rate,
+            step_tokens=settings.step_tokens,
+            most_calls=settings.most_calls,
+            lag=settings.lag,
+            one_group=settings.one_group,
+            emit=self.facts.append,
+        )
+        self._strides = Strides(self.batcher, policy)
+        self._inbox: list[EngineEvent] = []
+        self._flights: deque[_Flight] = deque()
+        self._free_s = 0.0
+        self._schedule_s = inf
+        self.due_s = inf
+        """When the engine next does something; inf: it is idle."""
+        self._sampled_s = 0.0
+        self._sample_s = settings.sample_s if samples else inf
+        self.busy_s = 0.0
+        self.steps = 0
+        self.macro_steps = 0
+
+    def submit(self, view: CallView, chain: Chain, output_tokens: int, now_s: float) -> Call:
+        self._read_inbox(now_s)
+        call = self.batcher.add(view, chain, output_tokens)
+        if not self._flights:
+            self._schedule_s = self.due_s = now_s
+        return call
+
+    def abort(self, call: Call, now_s: float) -> None:
+        self.batcher.abort(call, now_s)
+
+    def hear(self, event: EngineEvent) -> None:
+        """A fact of another process: read at the next intake or step."""
+        self._inbox.append(event)
+
+    def act(self, horizon_s: float) -> None:
+        """Do what is due at `due_s`; nothing outside will happen before `horizon_s`."""
+        now_s = self.due_s
+        if self._flights and self._flights[0].end_s <= now_s:
+            self._update(self._flights.popleft(), now_s)
+        else:
+            self._schedule(now_s, horizon_s)
+        self.due_s = self._schedule_s
+        if self._flights and self._flights[0].end_s < self.due_s:
+            self.due_s = self._flights[0].end_s
+
+    def _read_inbox(self, now_s: float) -> None:
+        for event in self._inbox:
+            self.batcher.hear(event, now_s)
+        self._inbox.clear()
+
+    def _schedule(self, now_s: float, horizon_s: float) -> None:
+        self._schedule_s = inf
+        self._read_inbox(now_s)
+        batch = self.batcher.schedule(now_s)
+        if batch.is_empty:
+            if batch.preempted and not self._flights:
+                self._schedule_s = now_s
+            return
+        flight = self._fly(batch, now_s, horizon_s)
+        self.busy_s += flight.end_s - flight.start_s
+        self.steps += batch.steps
+        self.macro_steps += 1
+        self._flights.append(flight)
+        self._free_s = flight.end_s
+        self._next(now_s)
+
+    def _fly(self, batch: Batch, now_s: float, horizon_s: float) -> _Flight:
+        """When this step runs, and with it as many more of its kind as can be taken at once."""
+        start_s = max(now_s, self._free_s)
+        if batch.chunks:
+            took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
+        else:
+            a, b = self._cost.decode_line(batch.decodes)
+            took_s = a + b * batch.context_tokens
+        flight = _Flight(batch, start_s, start_s + took_s, start_s)
+        flight.parts.append((batch.all_tokens, took_s))
+        if not (self._micro or any(other.batch.ended for other in self._flights)):
+            seen_s = min(horizon_s, self._strides.next_change_s(now_s))
+            if batch.chunks:
+                self._more_chunks(flight, now_s, seen_s)
+            else:
+                self._more_decodes(flight, now_s, seen_s)
+        return flight
+
+    def _next(self, now_s: float) -> None:
+        """When to schedule again."""
+        if self.batcher.is_idle or len(self._flights) > self._set.lag:
+            return
+        after_s = self._flights[-1].last_start_s if self._flights else now_s
+        self._schedule_s = max(now_s, after_s)
+
+    def _more_chunks(self, flight: _Flight, now_s: float, seen_s: float) -> None:
+        """A step is scheduled when the one before it ends; with a lag, when that one starts."""
+        batch, sample_s = flight.batch, self._sampled_s + self._sample_s
+        while flight.end_s < sample_s:
+            next_s = flight.last_start_s if self._set.lag else flight.end_s
+            if next_s >= seen_s or not self._strides.chunk(batch, now_s):
+                break
+            took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
+            flight.parts.append((batch.all_tokens, took_s))
+            flight.last_start_s = flight.end_s
+            flight.end_s += took_s
+
+    def _more_decodes(self, flight: _Flight, now_s: float, seen_s: float) -> None:
+        """Step i takes p + q (i - 1): p = a + b S with the contexts S of the first, q = b B for B
+        decodes. The first m take D(m) = p m + q m (m - 1) / 2.
+        """
+        batch, start_s, lag = flight.batch, flight.start_s, self._set.lag
+        a, b = self._cost.decode_line(batch.decodes)
+        p, q = a + b * batch.context_tokens, b * batch.decodes
+        most = _within(p, q, seen_s - start_s) + (lag if seen_s > start_s else 0)
+        most = min(most, _within(p, q, self._sampled_s + self._sample_s - start_s))
+        steps = self._strides.decodes(batch, most, now_s) if most else 0
+        if not steps:
+            return
+        flight.end_s = start_s + p * (steps + 1) + q * (steps + 1) * steps / 2.0
+        flight.last_start_s = flight.end_s - (p + q * steps)
+        if batch.decodes >= self._rate.least_tokens:
+            flight.parts += [(batch.decodes, p + q * step) for step in range(1, steps + 1)]
+
+    def _update(self, flight: _Flight, now_s: float) -> None:
+        batch = flight.batch
+        for tokens, took_s in flight.parts:
+            self._rate.observe(tokens, took_s)
+        self.batcher.update(batch, now_s)
+        idle = self.batcher.is_idle and not self._flights
+        if idle or now_s - self._sampled_s >= self._sample_s:
+            self._sample(now_s)
+        self._next(now_s)
+
+    def _sample(self, now_s: float) -> None:
+        self._sampled_s = now_s
+        batcher = self.batcher
+        self.facts.append(
+            ev.EngineSampled(
+                at_s=now_s,
+                kv_used_blocks=batcher.used_blocks,
+                kv_held_blocks=batcher.holds.blocks,
+                kv_total_blocks=self.pool.blocks,
+                block_tokens=self._set.block_tokens,
+                running_calls=len(batcher.running.calls),
+                waiting_calls=len(batcher.waiting),
+            )
+        )
+
+
+def _within(p: float, q: float, horizon_s: float) -> int:
+    """The most steps m with D(m) = p m + q m (m - 1) / 2 < horizon_s, at least 0."""
+    if horizon_s <= 0.0:
+        return 0
+    if horizon_s == inf:
+        return 1 << 30
+    half = p - q / 2.0
+    steps = 2.0 * horizon_s / (half + math.sqrt(half * half + 2.0 * q * horizon_s))
+    m = max(0, math.ceil(steps) - 1)
+    while p * (m + 1) + q * (m + 1) * m / 2.0 < horizon_s:
+        m += 1
+    while m and p * m + q * m * (m - 1) / 2.0 >= horizon_s:
+        m -= 1
+    return m

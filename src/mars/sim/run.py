@@ -1,0 +1,404 @@
+"""Sessions through gate, engine and tools, in simulated time.
+
+    Simulation   the shell around the control plane, as the gateway's desk is: it hands every fact
+                 to the control plane, the engine and the log, and carries out what is decided
+    simulate     sessions in, facts out
+
+Time is a heap of what will happen; ties go by the order in which they were asked for, so a run is a
+function of its inputs.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from mars.core import events as ev
+from mars.core.admission import Open
+from mars.core.control import ControlPlane
+from mars.core.decisions import Admit, Pause
+from mars.core.errors import InputError
+from mars.core.ids import CallId, SessionId, ToolId
+from mars.policy.base import CallView
+from mars.policy.presets import Scheduling, build_admission, build_policy
+from mars.sim.call import Call
+from mars.sim.cost import Cost
+from mars.sim.engine import EngineSettings, SimEngine
+from mars.sim.kv import Chain, Prefix
+from mars.sim.tools import ToolPool, ToolSettings
+from mars.workload.trace import Recorded, Turn
+
+BYTES_PER_TOKEN = 4
+"""English text; a gateway knows a newcomer's prompt in bytes only."""
+
+
+class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    engine: EngineSettings
+    scheduling: Scheduling = Scheduling()
+    tools: ToolSettings = ToolSettings()
+
+
+_FOR_THE_ENGINE: Final = (
+    ev.SessionArrived,
+    ev.SessionEnded,
+    ev.ToolQueued,
+    ev.ToolStarted,
+    ev.ToolFinished,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    events: list[ev.Event]
+    """All facts, in time order: what a live run would have logged."""
+    first_token_s: dict[CallId, float]
+    """From the engine's intake of a call to its first token, s."""
+    engine_busy_s: float
+    tool_cpu_s: float
+    steps: int
+    macro_steps: int
+
+
+def simulate(
+    sessions: Sequence[Recorded], cost: Cost, settings: SimSettings, *, micro: bool = False
+) -> Outcome:
+    """Play all sessions to their end. `micro`: step by step, for the test of the macro steps.
+
+    Raises InputError when a session can never fit into the KV.
+    """
+    return Simulation(sessions, cost, settings, micro=micro).run()
+
+
+@dataclass(slots=True, eq=False)
+class _Play:
+    """A session and how far it is; nobody else sees what is still to come."""
+
+    recorded: Recorded
+    session_id: SessionId
+    prefix: Prefix | None
+    chain: Chain
+    number: int = -1
+    """Of its turn; -1: it has made no call."""
+    context_tokens: int = 0
+    tools: int = 0
+    """Tools of this turn that have started."""
+    is_admitted: bool = False
+    waits: bool = False
+    """At the gate, with a call."""
+    is_over: bool = False
+    call: Call | None = None
+    tool_id: ToolId | None = None
+
+    @property
+    def turn(self) -> Turn:
+        return self.recorded.turns[self.number]
+
+
+@dataclass(slots=True)
+class _Agenda:
+    now_s: float = 0.0
+    _due: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
+    _order: int = 0
+
+    def at(self, when_s: float, do: Callable[[float], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._due, (when_s, self._order, do))
+
+    @property
+    def next_s(self) -> float:
+        return self._due[0][0] if self._due else inf
+
+    def take(self) -> None:
+        self.now_s, _, do = heapq.heappop(self._due)
+        do(self.now_s)
+
+
+class Simulation:
+    def __init__(
+        self, sessions: Sequence[Recorded], cost: Cost, settings: SimSettings, *, micro: bool
+    ) -> None:
+        self._set = settings
+        self._agenda = _Agenda()
+        admission = build_admission(settings.scheduling)
+        self._control = ControlPlane(admission)
+        policy = build_policy(settings.scheduling)
+        samples = not isinstance(admission, Open)  # who lets everybody in reads none
+        self._engine = SimEngine(settings.engine, policy, cost, samples=samples, micro=micro)
+        self._tools = ToolPool(settings.tools, emit=self._tell, at=self._agenda.at)
+        self._prefixes: dict[str, Prefix] = {}
+        self._plays: dict[SessionId, _Play] = {}
+        self._facts: deque[ev.Event] = deque()
+        self._reactions: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.SessionAdmitted: self._admitted,
+            ev.CallServed: self._served,
+            ev.ToolFinished: self._tool_finished,
+        }
+        self._log: list[ev.Event] = []
+        self._first_token_s: dict[CallId, float] = {}
+        self._left = len(sessions)
+        for recorded in sessions:
+            play = self._play_of(recorded)
+            self._plays[play.session_id] = play
+            self._agenda.at(recorded.arrives_s, self._arriver(play))
+        if (tick_s := self._control.tick_s) is not None:
+            first_s = min((s.arrives_s for s in sessions), default=0.0)
+            self._agenda.at(first_s + tick_s, self._ticker(tick_s))
+
+    def run(self) -> Outcome:
+        agenda, engine = self._agenda, self._engine
+        while self._left:
+            next_s, due_s = agenda.next_s, engine.due_s
+            if next_s <= due_s:
+                if next_s == inf:
+                    raise AssertionError("sessions are left, and nothing happens")
+                agenda.take()
+            else:
+                agenda.now_s = due_s
+                engine.act(next_s)
+                self._hear_engine()
+        engine.batcher.check()
+        return Outcome(
+            events=self._log,
+            first_token_s=self._first_token_s,
+            engine_busy_s=engine.busy_s,
+            tool_cpu_s=self._tools.busy_core_s,
+            steps=engine.steps,
+            macro_steps=engine.macro_steps,
+        )
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    def _tell(self, fact: ev.Event) -> None:
+        """Hand a fact to all who need it, and the facts that follow from it."""
+        facts = self._facts
+        facts.append(fact)
+        if len(facts) > 1:
+            return  # somebody below us on the stack is at it
+        while facts:
+            event = facts[0]
+            self._log.append(event)
+            decisions = self._control.handle(event)
+            if isinstance(event, _FOR_THE_ENGINE):
+                self._engine.hear(event)
+            if decisions:
+                self._carry_out(decisions, event.at_s)
+            if (react := self._reactions.get(type(event))) is not None:
+                react(event)
+            facts.popleft()
+
+    def _carry_out(self, decisions: Sequence[Admit | Pause], now_s: float) -> None:
+        for decision in decisions:
+            play = self._plays[decision.session_id]
+            match decision:
+                case Admit():
+                    play.is_admitted = True
+                    self._tell(
+                        ev.SessionAdmitted(
+                            at_s=now_s, session_id=decision.session_id, why=decision.why
+                        )
+                    )
+                case Pause():
+                    play.is_admitted = False
+                    self._tell(
+                        ev.SessionPaused(
+                            at_s=now_s, session_id=decision.session_id, why=decision.why
+                        )
+                    )
+                case _:
+                    assert_never(decision)
+
+    # What the gateway and the agents do about a fact.
+
+    def _admitted(self, event: ev.SessionAdmitted) -> None:
+        play = self._plays[event.session_id]
+        if play.waits:
+            play.waits = False
+            self._ask(play, event.at_s)
+
+    def _served(self, event: ev.CallServed) -> None:
+        if not event.ok:
+            return
+        play = self._plays[event.session_id]
+        play.call = None
+        self._tell(
+            ev.CallFinished(
+                at_s=event.at_s, session_id=event.session_id, call_id=event.call_id, ok=True
+            )
+        )
+        self._answered(play, event.at_s)
+
+    def _tool_finished(self, event: ev.ToolFinished) -> None:
+        if event.why == "ended":
+            self._act(self._plays[event.session_id], event.at_s)
+
+    def _hear_engine(self) -> None:
+        facts, self._engine.facts[:] = self._engine.facts[:], []
+        for fact in facts:
+            if isinstance(fact, ev.CallServed):
+                self._note_first_token(fact)
+            self._tell(fact)
+
+    def _note_first_token(self, served: ev.CallServed) -> None:
+        call = self._plays[served.session_id].call
+        if call is not None and call.first_token_s >= 0.0:
+            self._first_token_s[served.call_id] = call.first_token_s - call.view.queued_s
+
+    # -- a session's life -------------------------------------------------------------------------
+
+    def _play_of(self, recorded: Recorded) -> _Play:
+        session_id = SessionId(recorded.session_id)
+        if session_id in self._plays:
+            raise InputError(f"two sessions are called {session_id!r}")
+        self._check_fits(recorded)
+        prefix = None
+        if blocks := recorded.shared_tokens // self._set.engine.block_tokens:
+            prefix = self._prefixes.setdefault(recorded.shared_prefix, Prefix(blocks))
+        return _Play(recorded, session_id, prefix, _chain(prefix))
+
+    def _check_fits(self, recorded: Recorded) -> None:
+        engine, context_tokens = self._set.engine, 0
+        for turn in recorded.turns:
+            context_tokens = turn.new_tokens + (0 if turn.reset else context_tokens)
+            context_tokens += turn.output_tokens
+            if -(-context_tokens // engine.block_tokens) > engine.kv_blocks:
+                raise InputError(
+                    f"session {recorded.session_id}: a call of {context_tokens} tokens does not "
+                    f"fit into `kv_blocks` {engine.kv_blocks} of {engine.block_tokens} tokens: "
+                    "give the engine more KV, or cap the contexts of the workload"
+                )
+
+    def _arriver(self, play: _Play) -> Callable[[float], None]:
+        def arrive(now_s: float) -> None:
+            play.waits = True
+            self._tell(
+                ev.SessionArrived(
+                    at_s=now_s,
+                    session_id=play.session_id,
+                    rule="simulated",
+                    prompt_bytes=play.recorded.turns[0].new_tokens * BYTES_PER_TOKEN,
+                )
+            )
+            if play.recorded.leaves_s is not None:
+                self._agenda.at(
+                    now_s + play.recorded.leaves_s, lambda at_s: self._leave(play, at_s)
+                )
+
+        return arrive
+
+    def _ticker(self, tick_s: float) -> Callable[[float], None]:
+        def tick(now_s: float) -> None:
+            self._carry_out(self._control.tick(now_s), now_s)
+            self._agenda.at(now_s + tick_s, tick)
+
+        return tick
+
+    def _come_back(self, play: _Play, now_s: float) -> None:
+        """The next call of a session that was in before."""
+        if play.is_over:
+            return
+        if play.is_admitted:
+            self._ask(play, now_s)
+            return
+        play.waits = True
+        prompt_tokens = play.context_tokens + play.recorded.turns[play.number + 1].new_tokens
+        self._tell(
+            ev.SessionReturned(
+                at_s=now_s,
+                session_id=play.session_id,
+                prompt_bytes=prompt_tokens * BYTES_PER_TOKEN,
+            )
+        )
+
+    def _ask(self, play: _Play, now_s: float) -> None:
+        play.number += 1
+        play.tools = 0
+        turn = play.turn
+        if turn.reset and play.number:
+            play.context_tokens = 0
+            play.chain = _chain(play.prefix)
+        play.context_tokens += turn.new_tokens
+        call_id = CallId(f"{play.session_id}/{play.number}")
+        prompt_tokens = play.context_tokens
+        play.context_tokens += turn.output_tokens
+        self._tell(
+            ev.CallQueued(
+                at_s=now_s,
+                session_id=play.session_id,
+                call_id=call_id,
+                turn=play.number + 1,
+                prompt_bytes=prompt_tokens * BYTES_PER_TOKEN,
+            )
+        )
+        number = play.number
+
+        def submit(at_s: float) -> None:
+            if play.is_over or play.number != number:
+                return
+            view = CallView(
+                call_id=call_id,
+                session_id=play.session_id,
+                queued_s=at_s,
+                session_arrived_s=play.recorded.arrives_s,
+                prompt_tokens=prompt_tokens,
+            )
+            play.call = self._engine.submit(view, play.chain, turn.output_tokens, at_s)
+
+        if self._set.engine.api_s:
+            self._agenda.at(now_s + self._set.engine.api_s, submit)
+        else:
+            submit(now_s)
+
+    def _answered(self, play: _Play, now_s: float) -> None:
+        if play.number + 1 == len(play.recorded.turns):
+            self._end(play, now_s, "its final request is answered")
+        else:
+            self._act(play, now_s)
+
+    def _act(self, play: _Play, now_s: float) -> None:
+        """The next tool of this turn; after the last one the client thinks, then comes back."""
+        play.tool_id = None
+        tools = play.turn.tools
+        if play.tools < len(tools):
+            tool = tools[play.tools]
+            play.tools += 1
+            play.tool_id = ToolId(f"{play.session_id}/{play.number}.{play.tools}")
+            self._tools.ask(play.session_id, play.tool_id, tool, now_s)
+        elif play.turn.think_s > 0.0:
+            self._agenda.at(now_s + play.turn.think_s, lambda at_s: self._come_back(play, at_s))
+        else:
+            self._come_back(play, now_s)
+
+    def _leave(self, play: _Play, now_s: float) -> None:
+        """The client gives up: whatever is under way for it ends."""
+        if play.is_over:
+            return
+        if play.tool_id is not None:
+            self._tools.cancel(play.tool_id, now_s)
+        call_id = CallId(f"{play.session_id}/{play.number}")
+        if play.call is not None:
+            self._engine.abort(play.call, now_s)
+            play.call = None
+            self._hear_engine()
+            self._tell(
+                ev.CallFinished(
+                    at_s=now_s,
+                    session_id=play.session_id,
+                    call_id=call_id,
+                    ok=False,
+                    why="client left",
+                )
+            )
+        self._end(play, now_s, "client left")
+
+    def _end(self, play: _Play, now_s: float, why: str) -> None:
+        play.is_over = True
+        self._left -= 1
+        self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why))
+
+
+def _chain(prefix: Prefix | None) -> Chain:
+    return Chain() if prefix is None else Chain(prefix)

@@ -1,0 +1,112 @@
+"""Many alike engine steps at once: what makes the simulator fast, and must change nothing.
+
+Steps are alike while nobody comes, ends or is preempted, memory suffices, and no waiting call could
+be ranked otherwise. Two kinds come in long rows: pure decodes, whose cost and memory have closed
+forms, and the chunks of one long prompt among decodes.
+"""
+
+from math import inf
+
+from mars.policy.base import Policy
+from mars.sim.batcher import Batcher
+from mars.sim.call import Batch, Call
+
+
+class Strides:
+    def __init__(self, batcher: Batcher, policy: Policy) -> None:
+        self._batcher, self._policy = batcher, policy
+
+    def next_change_s(self, now_s: float) -> float:
+        """The first time after which a hold, or a waiting call, may be treated otherwise."""
+        batcher = self._batcher
+        at_s = batcher.holds.next_expiry_s(now_s) if batcher.holds else inf
+        if not batcher.admits:
+            return at_s
+        if batcher.holds:
+            takes_s = self._policy.retention.takes_held_at_s(batcher.waiting.head.view)
+            at_s = min(at_s, takes_s if takes_s > now_s else inf)
+        if self._policy.ordering.live:
+            at_s = min(at_s, batcher.waiting.next_change_s())
+        return at_s
+
+    def decodes(self, batch: Batch, most: int, now_s: float) -> int:
+        """Repeat a step of decodes, at most so many times; returns how often it was."""
+        batcher, running = self._batcher, self._batcher.running
+        decodes, step = running.decodes, running.step
+        if not _calm(batch) or batch.chunks or batch.decodes != decodes.count:
+            return 0
+        steps = min(most, decodes.next_end() - step)
+        if steps <= 0:
+            return 0
+        blocks = self._calm_blocks(decodes.need(step + 1, steps))
+        steps = decodes.affordable(step + 1, steps, blocks) if blocks >= 0 else 0
+        if not steps:
+            return 0
+        last_need = decodes.need(step + steps)
+        batcher.pool.take(decodes.need(step + 1, steps) - last_need)
+        running.step += steps - 1
+        decodes.context_tokens += decodes.count * (steps - 1)
+        running.sort(now_s)  # as before the last of them
+        batcher.pool.take(last_need)
+        running.step += 1
+        decodes.context_tokens += decodes.count
+        batch.index, batch.steps = running.step, batch.steps + steps
+        batcher.end(batch)
+        return steps
+
+    def chunk(self, batch: Batch, now_s: float) -> bool:
+        """Repeat once a step in which a long prompt got a chunk and every decode its token."""
+        batcher, running = self._batcher, self._batcher.running
+        decodes, index = running.decodes, running.step + 1
+        if not self._is_mid_prompt(batch, now_s):
+            return False
+        call, (tokens, _) = running.prefills[0], batch.chunks[0]
+        decodes_need = decodes.need(index)
+        need = decodes_need + self._chunk_blocks(call, tokens)
+        if need > self._calm_blocks(need):
+            return False
+        running.used_frac = batcher.used_blocks / batcher.pool.blocks
+        if running.chunk(call, call.tokens - call.computed) < tokens:
+            return False
+        batcher.pool.take(decodes_need)
+        batch.chunks.clear()
+        batcher.prefill(batch, call, tokens)
+        running.step = index
+        decodes.context_tokens += decodes.count
+        batch.index, batch.steps = index, batch.steps + 1
+        batch.context_tokens = decodes.context_tokens
+        return True
+
+    def _is_mid_prompt(self, batch: Batch, now_s: float) -> bool:
+        """Was the step of one chunk and all decodes, and will the next one be too?"""
+        running = self._batcher.running
+        decodes, prefills = running.decodes, running.prefills
+        if not _calm(batch) or len(prefills) != 1 or len(batch.chunks) != 1:
+            return False
+        call, (tokens, _) = prefills[0], batch.chunks[0]
+        return (
+            batch.decodes == decodes.count
+            and call.computed + tokens < call.tokens
+            and (not decodes.count or decodes.next_end() > running.step + 1)
+            and not (self._policy.ordering.live and running.key(call, now_s) != call.key)
+        )
+
+    def _chunk_blocks(self, call: Call, tokens: int) -> int:
+        blocks = self._batcher.pool.count(call.computed + tokens)
+        return blocks - call.chain.shared - call.chain.own
+
+    def _calm_blocks(self, need: int) -> int:
+        """Of so many blocks how many can be taken without changing what a waiting call is worth;
+        negative when something has just changed it.
+        """
+        batcher = self._batcher
+        if not (self._policy.ordering.live and batcher.admits):
+            return batcher.pool.free
+        batcher.note_changes()
+        if batcher.waiting.is_stale:
+            return -1
+        return batcher.pool.evictable(need, batcher.waiting.spare_blocks)
+
+
+def _calm(batch: Batch) -> bool:
+    return not (batch.started or batch.ended or batch.preempted or batch.complete)

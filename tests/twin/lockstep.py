@@ -1,0 +1,337 @@
+"""The simulator's Batcher and the real vLLM scheduler under our plugin, side by side in lock-step.
+
+Both are given the same calls, tool facts, aborts and virtual time; after each step they must agree
+in the tokens of every call, in who was preempted, who ended, and in the number of free blocks.
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from mars.core import events as ev
+from mars.core.estimate import PrefillRate
+from mars.core.ids import CallId, SessionId, ToolId
+from mars.policy.base import CallView, EngineEvent
+from mars.policy.presets import Scheduling, build_policy
+from mars.sim.batcher import Batcher
+from mars.sim.call import Batch, Call
+from mars.sim.kv import Chain, KvPool, Prefix
+from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, answer, random_prompt
+from mars.vllm_plugin.scheduler import MarsScheduler
+
+STEP_TOKENS = 2048
+MOST_CALLS = 8
+MOST_STEPS = 20_000
+SHARED_TOKENS = 1000  # 62 whole blocks and a piece
+
+
+@dataclass
+class Turn:
+    new_tokens: int
+    output_tokens: int
+    tool: str
+    tool_s: float
+    reset: bool
+    patience_steps: int
+    """Its client leaves after so many steps; 0: it does not."""
+
+
+@dataclass
+class Script:
+    session_id: SessionId
+    arrives_s: float
+    group: int
+    """Sessions of a group begin with the same system prompt; 0: with none."""
+    turns: list[Turn]
+    turn: int = 0
+    context: list[int] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
+
+
+def scripts(seed: int, *, shared: bool) -> list[Script]:
+    rng = random.Random(seed)
+    # Every third workload is of long answers, which outgrow the memory: preemptions.
+    prompts = (1, 40, 300) if seed % 3 == 0 else (1, 40, 300, 1500, 5000)
+    answers = (200, 600, 1200) if seed % 3 == 0 else (1, 5, 40, 200)
+    return [
+        Script(
+            session_id=SessionId(f"s{number}"),
+            arrives_s=rng.uniform(0.0, 3.0),
+            group=rng.choice((1, 1, 2, 0)) if shared else 0,
+            turns=[
+                Turn(
+                    new_tokens=rng.choice(prompts) + rng.randrange(60),
+                    output_tokens=rng.choice(answers) + rng.randrange(8),
+                    tool=rng.choice(("ls", "make", "")),
+                    tool_s=rng.choice((0.1, 2.0, 15.0)) * rng.random(),
+                    reset=rng.random() < 0.1,
+                    patience_steps=rng.randrange(1, 60) if rng.random() < 0.05 else 0,
+                )
+                for _ in range(rng.randrange(1, 5))
+            ],
+        )
+        for number in range(rng.randrange(4, 14))
+    ]
+
+
+class Clock:
+    now_s = 0.0
+
+
+class Real:
+    """vLLM's scheduler with our plugin, driven step by step; `lag` steps are in flight."""
+
+    def __init__(self, model: str, policy: str, blocks: int, lag: int, clock: Clock) -> None:
+        self.engine = BareEngine(
+            MarsScheduler,
+            model=model,
+            blocks=blocks + 1,  # one is vLLM's null block
+            most_calls=MOST_CALLS,
+            step_tokens=STEP_TOKENS,
+            context_tokens=100_000,
+            async_scheduling=bool(lag),
+            mars={"scheduling": {"policy": policy}, "rank_s": 0.0},
+        )
+        self.scheduler: Any = self.engine.scheduler
+        self.scheduler._clock = lambda: clock.now_s
+        self.scheduler._now_s = self.scheduler._updated_s = clock.now_s
+        self.inbox: list[ev.Event] = []
+        self.scheduler._wire.inbox = self._drain
+
+    def _drain(self) -> list[ev.Event]:
+        heard, self.inbox = self.inbox, []
+        return heard
+
+    def schedule(self) -> tuple[Any, Any]:
+        """A step of vLLM, and what a model runner will answer to it."""
+        output = self.scheduler.schedule()
+        return output, answer({r: self.scheduler.requests[r] for r in output.num_scheduled_tokens})
+
+    def update(self, output: Any, answers: Any) -> set[str]:
+        alive = set(output.num_scheduled_tokens) & set(self.scheduler.requests)
+        self.scheduler.update_from_output(output, answers)
+        return alive - set(self.scheduler.requests)
+
+
+class Simulated:
+    """The same, of the simulator."""
+
+    def __init__(self, policy: str, blocks: int, lag: int) -> None:
+        self.pool = KvPool(blocks, BLOCK_TOKENS)
+        self.rate = PrefillRate()
+        self.batcher = Batcher(
+            pool=self.pool,
+            policy=build_policy(Scheduling(policy=policy)),
+            rate=self.rate,
+            step_tokens=STEP_TOKENS,
+            most_calls=MOST_CALLS,
+            lag=lag,
+            keep_tokens=True,
+            emit=self._hear,
+        )
+        self.left: list[ev.CallServed] = []
+
+    def _hear(self, event: ev.Event) -> None:
+        if isinstance(event, ev.CallServed):
+            self.left.append(event)
+
+
+@dataclass
+class Step:
+    """What both must agree in."""
+
+    tokens: dict[str, int]
+    preempted: list[str]
+    ended: list[str]
+    free: int
+
+
+class Twin:
+    def __init__(
+        self, model: str, policy: str, seed: int, *, blocks: int, shared: bool, lag: int
+    ) -> None:
+        self.clock = Clock()
+        self.lag = lag
+        self.real = Real(model, policy, blocks, lag, self.clock)
+        self.sim = Simulated(policy, blocks, lag)
+        self.scripts = {s.session_id: s for s in scripts(seed, shared=shared)}
+        self.rng = random.Random(-seed)
+        self.prefixes = {group: Prefix(SHARED_TOKENS // BLOCK_TOKENS) for group in (1, 2)}
+        self.due: dict[SessionId, float] = {}
+        for script in self.scripts.values():
+            self.due[script.session_id] = script.arrives_s
+            self._new_chain(script)
+        self.tools: dict[SessionId, list[tuple[float, ev.Event]]] = {}
+        self.open: dict[SessionId, tuple[Call, str, int]] = {}
+        self.heard: list[EngineEvent] = []
+        self.capacity_tokens = blocks * BLOCK_TOKENS
+        self.seed = seed
+        self.updated_s = 0.0
+        self.steps = self.preemptions = self.holds = 0
+        self.ended_real: set[str] = set()
+
+    def _new_chain(self, script: Script) -> None:
+        script.chain = Chain(self.prefixes[script.group]) if script.group else Chain()
+
+    def play(self) -> None:
+        """Raises AssertionError at the first step in which they differ."""
+        in_flight: deque[tuple[Any, Any, Batch, float]] = deque()
+        while self.due or self.open or in_flight:
+            now_s = self.clock.now_s
+            self._come(now_s)
+            if not self.open and not in_flight:
+                self.clock.now_s = min(self.due.values(), default=now_s)
+                continue
+            self._leave(now_s)
+            self._tell()
+            output, answers, batch = self._schedule(now_s)
+            if output.num_scheduled_tokens:
+                in_flight.append((output, answers, batch, now_s))
+            if in_flight and (len(in_flight) > self.lag or not output.num_scheduled_tokens):
+                self._update(*in_flight.popleft())
+            self.steps += 1
+            assert self.steps < MOST_STEPS, "livelock"
+        assert self.sim.batcher.is_idle
+
+    def _come(self, now_s: float) -> None:
+        for session_id in sorted(s for s, at_s in self.due.items() if at_s <= now_s):
+            del self.due[session_id]
+            self._ask(self.scripts[session_id], now_s)
+
+    def _ask(self, script: Script, now_s: float) -> None:
+        turn, session_id = script.turns[script.turn], script.session_id
+        if turn.reset and script.turn:
+            script.context = []
+            self._new_chain(script)
+        fresh = random_prompt(hash((self.seed, session_id, script.turn)), turn.new_tokens)
+        if not script.context and script.group:
+            script.context = random_prompt(script.group, SHARED_TOKENS)
+        script.context = script.context + fresh
+        if len(script.context) + turn.output_tokens + BLOCK_TOKENS > self.capacity_tokens:
+            self._end(script)  # vLLM refuses what can never fit
+            return
+        if script.turn == 0:
+            self._both(ev.SessionArrived(at_s=script.arrives_s, session_id=session_id))
+        self._tell()
+        name = f"{session_id}/{script.turn}"
+        self.real.engine.add(name, list(script.context), turn.output_tokens, session_id)
+        view = CallView(
+            call_id=CallId(name),
+            session_id=session_id,
+            queued_s=now_s,
+            session_arrived_s=script.arrives_s,
+            prompt_tokens=len(script.context),
+        )
+        call = self.sim.batcher.add(view, script.chain, turn.output_tokens)
+        self.open[session_id] = (call, name, self.steps + turn.patience_steps)
+
+    def _both(self, event: EngineEvent) -> None:
+        self.real.inbox.append(event)
+        self.heard.append(event)
+
+    def _tell(self) -> None:
+        """Tool facts that are due: the plugin reads its inbox at intake and at each step."""
+        now_s = self.clock.now_s
+        for session_id in sorted(self.tools):
+            facts = self.tools[session_id]
+            while facts and facts[0][0] <= now_s:
+                self._both(facts.pop(0)[1])  # type: ignore[arg-type]
+        self.real.scheduler._hear(now_s)
+        for event in self.heard:
+            self.sim.batcher.hear(event, now_s)
+        self.heard.clear()
+
+    def _leave(self, now_s: float) -> None:
+        for session_id, (call, name, leaves) in list(self.open.items()):
+            script = self.scripts[session_id]
+            if script.turns[script.turn].patience_steps and self.steps >= leaves:
+                from vllm.v1.request import RequestStatus  # noqa: PLC0415
+
+                self.real.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+                self.sim.batcher.abort(call, now_s)
+                del self.open[session_id]
+                script.context = script.context[: -1 - self.rng.randrange(10)] or [1]
+                self._new_chain(script)  # the answer is lost: another context
+                self._end(script)
+
+    def _schedule(self, now_s: float) -> tuple[Any, Any, Batch]:
+        output, answers = self.real.schedule()
+        batch = self.sim.batcher.schedule(now_s)
+        self.sim.batcher.check()
+        real = Step(
+            dict(output.num_scheduled_tokens),
+            sorted(output.preempted_req_ids or ()),
+            [],
+            self.real.engine.free_blocks,
+        )
+        simulated = Step(
+            batch.tokens,
+            sorted(str(c.view.call_id) for c in batch.preempted),
+            [],
+            self.sim.pool.free,
+        )
+        assert simulated == real, (
+            f"step {self.steps} at {now_s}: scheduled: {simulated}, vLLM: {real}"
+        )
+        self.preemptions += len(batch.preempted)
+        return output, answers, batch
+
+    def _update(self, output: Any, answers: Any, batch: Batch, scheduled_s: float) -> None:
+        took_s = 0.01 + 1e-4 * sum(output.num_scheduled_tokens.values())
+        self.clock.now_s += took_s
+        now_s = self.clock.now_s
+        began_s, self.updated_s = max(scheduled_s, self.updated_s), now_s
+        ended = self.real.update(output, answers)
+        self.sim.left.clear()
+        self.sim.batcher.update(batch, now_s)
+        self.sim.rate.observe(batch.all_tokens, now_s - began_s)
+        self.holds = max(self.holds, len(list(self.sim.batcher.holds)))
+        left = sorted(str(e.call_id) for e in self.sim.left)
+        real = Step({}, [], sorted(ended), self.real.engine.free_blocks)
+        simulated = Step({}, [], left, self.sim.pool.free)
+        where = f"step {self.steps} at {now_s}, over"
+        assert simulated == real, f"{where}: {simulated}, vLLM: {real}"
+        assert sorted(self.sim.batcher.holds) == sorted(self.real.scheduler._holds)
+        for name in sorted(ended):
+            session_id = SessionId(name.split("/")[0])
+            del self.open[session_id]
+            self._acted(self.scripts[session_id], now_s)
+
+    def _acted(self, script: Script, now_s: float) -> None:
+        """An answer: its tool starts, or the session is over."""
+        turn, session_id = script.turns[script.turn], script.session_id
+        script.context = script.context + [7] * turn.output_tokens
+        script.turn += 1
+        if script.turn == len(script.turns):
+            self._end(script)
+            return
+        back_s = now_s + turn.tool_s
+        self.due[session_id] = back_s
+        if turn.tool:
+            who: dict[str, Any] = {
+                "session_id": session_id,
+                "tool_id": ToolId(f"{session_id}.{script.turn}"),
+                "tool": turn.tool,
+            }
+            started_s = now_s + turn.tool_s * 0.2
+            self.tools[session_id] = [
+                (now_s, ev.ToolQueued(at_s=now_s, cores=1, **who)),
+                (started_s, ev.ToolStarted(at_s=started_s, cores=(1,), wait_s=0.0, **who)),
+                (
+                    back_s,
+                    ev.ToolFinished(
+                        at_s=back_s,
+                        run_s=back_s - started_s,
+                        cpu_s=0.0,
+                        peak_memory_bytes=0,
+                        exit_code=0,
+                        **who,
+                    ),
+                ),
+            ]
+
+    def _end(self, script: Script) -> None:
+        script.turn = len(script.turns)
+        self.due.pop(script.session_id, None)
+        self._both(ev.SessionEnded(at_s=self.clock.now_s, session_id=script.session_id, why=""))

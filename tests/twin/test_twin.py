@@ -1,0 +1,30 @@
+"""The simulator and vLLM's scheduler under our plugin agree in every step.
+
+`make test` plays a sample, `make twin` more than a thousand workloads.
+"""
+
+import itertools
+
+import pytest
+
+from mars.policy.presets import PRESETS
+
+from .lockstep import Twin
+
+CELLS = list(itertools.product((2500, 700, 420), (False, True), (0, 1)))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("policy", PRESETS)
+def test_simulator_and_vllm_agree_in_every_step(
+    model: str, policy: str, request: pytest.FixtureRequest
+) -> None:
+    """Tokens of every call, preemptions, ends, free blocks and holds, after every step."""
+    each = request.config.getoption("--workloads", 1)
+    preemptions = 0
+    for number, (blocks, shared, lag) in enumerate(CELLS):
+        for seed in range(number, number + 12 * each, 12):  # every cell gets seeds of its own
+            twin = Twin(model, policy, seed, blocks=blocks, shared=shared, lag=lag)
+            twin.play()
+            preemptions += twin.preemptions
+    assert preemptions, "some of these memories are meant to be too small"
