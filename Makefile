@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUNS   := runs
 
-.PHONY: demo test check bench clean
+.PHONY: demo test twin check bench clean
 
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
 demo: $(READY)
@@ -16,6 +16,10 @@ demo: $(READY)
 test: check
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	$(BIN)/pytest
+
+# The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.
+twin: $(READY)
+	$(BIN)/pytest tests/twin --workloads 6 -n 2
 
 check: $(READY)
 	$(BIN)/ruff check
@@ -30,7 +34,7 @@ bench: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "the CPU build of vLLM needs Python 3.11; run: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[cpu,report,dev]'
+	$(BIN)/pip install --quiet -e '.[cpu,report,compare,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # CUDA builds that do not import beside the CPU torch
 	touch $@
 

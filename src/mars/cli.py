@@ -10,6 +10,7 @@ import click
 from mars.core.errors import InputError, MarsError
 
 _Command = Callable[..., Any]
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 def main() -> None:
@@ -240,11 +241,58 @@ def replay(**options: Any) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The same figures for programs.")
 @click.option("--page", type=click.Path(path_type=Path), help="Default: RUN/report.html.")
-def report(run: Path, as_json: bool, page: Path | None) -> None:  # noqa: FBT001
-    """Print a run's table and write its page. The event log is the only source of the figures."""
+@click.option("--markdown", type=click.Path(path_type=Path), help="Of a grid: its tables, too.")
+def report(*, run: Path, as_json: bool, page: Path | None, markdown: Path | None) -> None:
+    """Print a run's table and write its page. The event log is the only source of the figures.
+
+    RUN is a folder of `mars replay`, or a grid's of `mars compare`.
+    """
+    from mars.compare.report import is_grid, report_grid
+
+    if is_grid(run):
+        report_grid(run, as_json=as_json, page=page, markdown=markdown)
+        return
+    if markdown is not None:
+        raise InputError(f"--markdown: {run} is not the folder of a grid (it has no rows)")
     from mars.bench.report import report as report_run
 
     report_run(run, as_json=as_json, page=page)
+
+
+@cli.command()
+@click.option("--profile", required=True, help="GPU/model, for example h100-nvl/qwen3-coder-30b.")
+@click.option("--workload", required=True, help="A class (swe, ...), FILE.toml or TRACE.jsonl.")
+@click.option("--policy", "policies", default="mars", show_default=True, help="A,B: a column each.")
+@click.option("--sessions", default=200, show_default=True, type=click.IntRange(min=1))
+@click.option("--rho", type=_POSITIVE, help="Load; 1: the knee. Default: 0.9.")
+@click.option("--rate", type=_POSITIVE, help="Instead: sessions a second.")
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0))
+@click.option("--tool-cores", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option("--set", "overrides", multiple=True, metavar="scheduling.A.B=VALUE")
+@click.option("--json", "as_json", is_flag=True, help="The figures for programs, a line a policy.")
+@click.option("--events", type=click.Path(path_type=Path), help="Write the event log here.")
+def simulate(**options: Any) -> None:
+    """Simulate sessions on a GPU with tools on a CPU: no GPU is needed.
+
+    The bounds that no policy can beat stand beside the figures.
+    """
+    from mars.compare.command import simulate_command
+
+    simulate_command(**options)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="Default: runs/NAME.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes. Default: one a core.")
+def compare(config: Path, folder: Path | None, jobs: int | None) -> None:
+    """Simulate a grid of cells, policies and seeds (CONFIG.toml), then report.
+
+    The same command goes on where a stopped one ended.
+    """
+    from mars.compare.command import compare_command
+
+    compare_command(config=config, folder=folder, jobs=jobs)
 
 
 @cli.command()
@@ -254,6 +302,41 @@ def policies() -> None:
 
     for name, preset in PRESETS.items():
         click.echo(f"{name:18} {preset.about}")
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--upstream", metavar="URL", help="A vLLM that runs already.")
+@click.option("--out", default=Path("profile.json"), type=click.Path(path_type=Path))
+@click.option("--name", help="Default: the file's.")
+@click.option("--step-tokens", type=click.IntRange(min=1), help="--max-num-batched-tokens of it.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Logs.")
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def calibrate(**options: Any) -> None:
+    """Measure a real vLLM for a few minutes and write a cost profile for the simulator.
+
+    Without MODEL and --upstream: the tiny model, on the CPU. What follows -- goes to vLLM.
+    """
+    from mars.bench.calibrating import calibrate_command
+
+    folder = options.pop("folder") or _fresh_folder("calibrate")
+    calibrate_command(folder=folder, **options)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--trace", default=Path("coding"), type=click.Path(path_type=Path), help="As played.")
+@click.option("--profile", required=True, help="A cost profile: a name, or a file of calibrate.")
+def fidelity(run: Path, trace: Path, profile: str) -> None:
+    """Simulate the sessions of a replay and print them beside what really happened."""
+    from mars.bench.command import find_trace
+    from mars.bench.fidelity import fidelity_command
+    from mars.bench.measure import read_run
+    from mars.sim.profiles import load_profile
+    from mars.workload.trace import read_trace
+
+    sessions = read_trace(find_trace(trace))[: read_run(run).settings["sessions"]]
+    fidelity_command(run, sessions, load_profile(profile))
 
 
 @cli.command("bench-scheduler")

@@ -61,7 +61,7 @@ def view(
 
 
 def after(*events: EngineEvent) -> LeastServed:
-    ordering = LeastServed(AutellixSettings())
+    ordering = LeastServed(AutellixSettings(cut_chunks=True))
     for event in events:
         ordering.observe(event)
     return ordering
@@ -224,3 +224,7 @@ def test_a_program_changes_no_key_of_another(
     for event in [*told(B, others), ended(B)]:
         ordering.observe(event)
         assert keys() == before
+
+
+def test_the_paper_cuts_no_prompts() -> None:
+    assert LeastServed(AutellixSettings()).chunk_tokens(view(), 0.5) is None

@@ -26,6 +26,7 @@ ROWS = {
     "fcfs": (Open, Fcfs, KeepNothing),
     "session_fcfs": (Open, SessionFcfs, KeepNothing),
     "autellix": (Open, LeastServed, KeepNothing),
+    "autellix-released": (Open, LeastServed, KeepNothing),
     "infercept": (Open, Fcfs, LeastWaste),
     "infercept-released": (Open, Fcfs, LeastWaste),
     "continuum": (Open, HeldFirst, StaticTtl),

@@ -5,10 +5,11 @@ their sessions (calls, tools) as one sample. What was never seen is None, not 0.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -16,8 +17,10 @@ from mars.bench import phases
 from mars.core import events as ev
 from mars.core.ids import SessionId
 
+E = TypeVar("E", bound=ev.Event)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
     policy: str
     repeat: int
@@ -25,6 +28,22 @@ class Round:
     ended_s: float
     events: Sequence[ev.Event]
     """In order of `at_s`."""
+
+    @cached_property
+    def _by_kind(self) -> dict[type[ev.Event], list[Any]]:
+        kinds: dict[type[ev.Event], list[Any]] = defaultdict(list)
+        for event in self.events:
+            kinds[type(event)].append(event)
+        return kinds
+
+    def of(self, kind: type[E]) -> list[E]:
+        """Its events of one kind."""
+        return self._by_kind.get(cast(type[ev.Event], kind), [])
+
+    @cached_property
+    def spans(self) -> dict[SessionId, list[phases.Span]]:
+        """Where each session's time went."""
+        return phases.fold(self.events)
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,11 +164,8 @@ def figures(rounds: Sequence[Round]) -> Figures:
     )
 
 
-E = TypeVar("E", bound=ev.Event)
-
-
 def _all(rounds: Sequence[Round], kind: type[E]) -> list[E]:
-    return [e for r in rounds for e in r.events if isinstance(e, kind)]
+    return [e for r in rounds for e in r.of(kind)]
 
 
 def session_times_s(one: Round) -> list[float]:
@@ -160,7 +176,7 @@ def session_times_s(one: Round) -> list[float]:
 def _gate_waits_s(one: Round) -> list[float]:
     return [
         sum(span.end_s - span.start_s for span in spans if span.phase == "gated")
-        for spans in phases.fold(one.events).values()
+        for spans in one.spans.values()
     ]
 
 
@@ -202,7 +218,7 @@ def _phase_mean_s(rounds: Sequence[Round]) -> dict[str, float]:
     total_s = dict.fromkeys(phases.PHASES, 0.0)
     sessions = 0
     for one in rounds:
-        for spans in phases.fold(one.events).values():
+        for spans in one.spans.values():
             sessions += 1
             for span in spans:
                 total_s[span.phase] += span.end_s - span.start_s

@@ -33,7 +33,10 @@ class AutellixSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     level_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """A program that was served fewer than level_tokens[i] tokens is of queue i (preview code)."""
     quantum_tokens: tuple[Annotated[int, Meta(ge=1)], ...] = (2048, 1024, 512, 256)
-    """Prompt tokens in one step, and before the next queue, in each queue (preview code)."""
+    """Prompt tokens before the next queue, in each queue (preview code)."""
+    cut_chunks: bool = False
+    """A quantum is also the most prompt tokens of a call in one step, as in the preview code. The
+    paper does not cut prompts; cut ones are admitted side by side until memory runs out."""
     beta: Annotated[float, Meta(gt=0.0)] = 2.0
     """A program that has waited more than beta times as long as it was served goes to the top."""
 
@@ -108,6 +111,8 @@ class LeastServed:
 
     def chunk_tokens(self, call: CallView, kv_used_frac: float) -> int | None:
         del kv_used_frac
+        if not self._set.cut_chunks:
+            return None
         return self._set.quantum_tokens[self._level(call, -inf)]
 
     def _level(self, call: CallView, now_s: float) -> int:

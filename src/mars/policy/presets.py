@@ -102,6 +102,10 @@ def _least_served(s: Scheduling) -> Ordering:
     return LeastServed(s.autellix)
 
 
+def _least_served_released(s: Scheduling) -> Ordering:
+    return LeastServed(msgspec.structs.replace(s.autellix, cut_chunks=True))
+
+
 def _held_first(_: Scheduling) -> Ordering:
     return HeldFirst()
 
@@ -133,6 +137,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "fcfs": Preset(_open, _fcfs, _nothing, "stock vLLM"),
     "session_fcfs": Preset(_open, _session_fcfs, _nothing, "vLLM priority = session start"),
     "autellix": Preset(_open, _least_served, _nothing, "PLAS: least served program first"),
+    "autellix-released": Preset(
+        _open, _least_served_released, _nothing, "autellix, prompts cut to quanta"
+    ),
     "infercept": Preset(_open, _fcfs, _least_waste, "keep KV while that wastes less"),
     "infercept-released": Preset(_open, _fcfs, _least_waste_released, "infercept, 200 us a token"),
     "continuum": Preset(_open, _held_first, _static_ttl, "program FCFS, KV pinned for 2 s"),

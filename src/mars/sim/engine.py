@@ -177,7 +177,7 @@ class SimEngine:
         batch, sample_s = flight.batch, self._sampled_s + self._sample_s
         while flight.end_s < sample_s:
             next_s = flight.last_start_s if self._set.lag else flight.end_s
-            if next_s >= seen_s or not self._strides.chunk(batch, now_s):
+            if next_s >= seen_s or not self._strides.chunks(batch, now_s):
                 break
             took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
             flight.parts.append((batch.all_tokens, took_s))

@@ -61,6 +61,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """False: several KV groups (GPT-OSS: half of the layers see a window of 128 tokens)."""
     pcie_bytes_s: Annotated[float, Meta(gt=0.0)] = 50e9
     """One way, to host memory. PCIe 5.0 x16 has 64e9; about four fifths arrive."""
+    api_s: Frac = 0.0
+    """Between client and engine, once a call: HTTP, tokenizer, gateway."""
+    command_cpu_s: Frac = 0.0
+    """CPU seconds to start a command on this machine."""
     provenance: Provenance
 
     def cost(self, step_factor: float = 1.0, prefill_factor: float = 1.0) -> Cost:

@@ -64,13 +64,20 @@ class Outcome:
 
 
 def simulate(
-    sessions: Sequence[Recorded], cost: Cost, settings: SimSettings, *, micro: bool = False
+    sessions: Sequence[Recorded],
+    cost: Cost,
+    settings: SimSettings,
+    *,
+    agents: int | None = None,
+    micro: bool = False,
 ) -> Outcome:
-    """Play all sessions to their end. `micro`: step by step, for the test of the macro steps.
+    """Play all sessions to their end.
 
+    `agents`: closed loop, so many sessions are open at any time, in order, whatever their
+    `arrives_s`; None: each arrives when it says. `micro`: step by step, to test the strides.
     Raises InputError when a session can never fit into the KV.
     """
-    return Simulation(sessions, cost, settings, micro=micro).run()
+    return Simulation(sessions, cost, settings, agents=agents, micro=micro).run()
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +90,7 @@ class _Play:
     chain: Chain
     number: int = -1
     """Of its turn; -1: it has made no call."""
+    arrived_s: float = 0.0
     context_tokens: int = 0
     tools: int = 0
     """Tools of this turn that have started."""
@@ -119,7 +127,13 @@ class _Agenda:
 
 class Simulation:
     def __init__(
-        self, sessions: Sequence[Recorded], cost: Cost, settings: SimSettings, *, micro: bool
+        self,
+        sessions: Sequence[Recorded],
+        cost: Cost,
+        settings: SimSettings,
+        *,
+        agents: int | None = None,
+        micro: bool = False,
     ) -> None:
         self._set = settings
         self._agenda = _Agenda()
@@ -135,15 +149,23 @@ class Simulation:
         self._reactions: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionAdmitted: self._admitted,
             ev.CallServed: self._served,
+            ev.CallFinished: self._finished,
             ev.ToolFinished: self._tool_finished,
         }
         self._log: list[ev.Event] = []
         self._first_token_s: dict[CallId, float] = {}
         self._left = len(sessions)
-        for recorded in sessions:
+        self._later: deque[_Play] = deque()
+        """Closed loop: sessions that wait for an agent."""
+        for number, recorded in enumerate(sessions):
             play = self._play_of(recorded)
             self._plays[play.session_id] = play
-            self._agenda.at(recorded.arrives_s, self._arriver(play))
+            if agents is None:
+                self._agenda.at(recorded.arrives_s, self._arriver(play))
+            elif number < agents:
+                self._agenda.at(0.0, self._arriver(play))
+            else:
+                self._later.append(play)
         if (tick_s := self._control.tick_s) is not None:
             first_s = min((s.arrives_s for s in sessions), default=0.0)
             self._agenda.at(first_s + tick_s, self._ticker(tick_s))
@@ -193,6 +215,8 @@ class Simulation:
     def _carry_out(self, decisions: Sequence[Admit | Pause], now_s: float) -> None:
         for decision in decisions:
             play = self._plays[decision.session_id]
+            if play.is_over:  # its end is already on its way
+                continue
             match decision:
                 case Admit():
                     play.is_admitted = True
@@ -222,14 +246,21 @@ class Simulation:
     def _served(self, event: ev.CallServed) -> None:
         if not event.ok:
             return
-        play = self._plays[event.session_id]
-        play.call = None
+        self._plays[event.session_id].call = None
         self._tell(
             ev.CallFinished(
                 at_s=event.at_s, session_id=event.session_id, call_id=event.call_id, ok=True
             )
         )
-        self._answered(play, event.at_s)
+
+    def _finished(self, event: ev.CallFinished) -> None:
+        play = self._plays[event.session_id]
+        if not event.ok:
+            return
+        if play.number + 1 == len(play.recorded.turns):
+            self._end(play, event.at_s, "its final request is answered")
+        else:
+            self._act(play, event.at_s)
 
     def _tool_finished(self, event: ev.ToolFinished) -> None:
         if event.why == "ended":
@@ -273,7 +304,7 @@ class Simulation:
 
     def _arriver(self, play: _Play) -> Callable[[float], None]:
         def arrive(now_s: float) -> None:
-            play.waits = True
+            play.waits, play.arrived_s = True, now_s
             self._tell(
                 ev.SessionArrived(
                     at_s=now_s,
@@ -342,7 +373,7 @@ class Simulation:
                 call_id=call_id,
                 session_id=play.session_id,
                 queued_s=at_s,
-                session_arrived_s=play.recorded.arrives_s,
+                session_arrived_s=play.arrived_s,
                 prompt_tokens=prompt_tokens,
             )
             play.call = self._engine.submit(view, play.chain, turn.output_tokens, at_s)
@@ -351,12 +382,6 @@ class Simulation:
             self._agenda.at(now_s + self._set.engine.api_s, submit)
         else:
             submit(now_s)
-
-    def _answered(self, play: _Play, now_s: float) -> None:
-        if play.number + 1 == len(play.recorded.turns):
-            self._end(play, now_s, "its final request is answered")
-        else:
-            self._act(play, now_s)
 
     def _act(self, play: _Play, now_s: float) -> None:
         """The next tool of this turn; after the last one the client thinks, then comes back."""
@@ -398,6 +423,8 @@ class Simulation:
         play.is_over = True
         self._left -= 1
         self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why))
+        if self._later:
+            self._agenda.at(now_s, self._arriver(self._later.popleft()))
 
 
 def _chain(prefix: Prefix | None) -> Chain:

@@ -2,7 +2,7 @@
 
 Steps are alike while nobody comes, ends or is preempted, memory suffices, and no waiting call could
 be ranked otherwise. Two kinds come in long rows: pure decodes, whose cost and memory have closed
-forms, and the chunks of one long prompt among decodes.
+forms, and the chunks of long prompts among decodes.
 """
 
 from math import inf
@@ -54,23 +54,24 @@ class Strides:
         batcher.end(batch)
         return steps
 
-    def chunk(self, batch: Batch, now_s: float) -> bool:
-        """Repeat once a step in which a long prompt got a chunk and every decode its token."""
+    def chunks(self, batch: Batch, now_s: float) -> bool:
+        """Repeat once a step in which long prompts got a chunk each and every decode its token."""
         batcher, running = self._batcher, self._batcher.running
         decodes, index = running.decodes, running.step + 1
         if not self._is_mid_prompt(batch, now_s):
             return False
-        call, (tokens, _) = running.prefills[0], batch.chunks[0]
+        again = [(call, n) for call, (n, _) in zip(running.prefills, batch.chunks, strict=True)]
         decodes_need = decodes.need(index)
-        need = decodes_need + self._chunk_blocks(call, tokens)
+        need = decodes_need + sum(self._chunk_blocks(call, n) for call, n in again)
         if need > self._calm_blocks(need):
             return False
         running.used_frac = batcher.used_blocks / batcher.pool.blocks
-        if running.chunk(call, call.tokens - call.computed) < tokens:
+        if any(running.chunk(call, call.tokens - call.computed) < n for call, n in again):
             return False
         batcher.pool.take(decodes_need)
         batch.chunks.clear()
-        batcher.prefill(batch, call, tokens)
+        for call, tokens in again:
+            batcher.prefill(batch, call, tokens)
         running.step = index
         decodes.context_tokens += decodes.count
         batch.index, batch.steps = index, batch.steps + 1
@@ -78,17 +79,20 @@ class Strides:
         return True
 
     def _is_mid_prompt(self, batch: Batch, now_s: float) -> bool:
-        """Was the step of one chunk and all decodes, and will the next one be too?"""
-        running = self._batcher.running
+        """Was the step of one chunk for each prompt and all decodes, and will the next one be?"""
+        running, live = self._batcher.running, self._policy.ordering.live
         decodes, prefills = running.decodes, running.prefills
-        if not _calm(batch) or len(prefills) != 1 or len(batch.chunks) != 1:
-            return False
-        call, (tokens, _) = prefills[0], batch.chunks[0]
         return (
-            batch.decodes == decodes.count
-            and call.computed + tokens < call.tokens
+            _calm(batch)
+            and len(batch.chunks) == len(prefills)
+            and batch.decodes == decodes.count
             and (not decodes.count or decodes.next_end() > running.step + 1)
-            and not (self._policy.ordering.live and running.key(call, now_s) != call.key)
+            and all(
+                call.computed == c + n
+                and call.computed + n < call.tokens
+                and not (live and running.key(call, now_s) != call.key)
+                for call, (n, c) in zip(prefills, batch.chunks, strict=True)
+            )
         )
 
     def _chunk_blocks(self, call: Call, tokens: int) -> int:

@@ -29,6 +29,8 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Leases that may be on one core at once."""
     memory_bytes: Annotated[int, Meta(ge=1)] | None = None
     """For all commands together; None: not limited."""
+    start_cpu_s: Annotated[float, Meta(ge=0.0)] = 0.0
+    """CPU seconds that it takes to start any command, before its own."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,7 @@ class ToolPool:
         self._book = LeaseBook(range(settings.cores), settings.share, settings.memory_bytes)
         self._most_cores = settings.cores
         self._shared = settings.share > 1
+        self._start_cpu_s = settings.start_cpu_s
         self._emit, self._at = emit, at
         self._runs: dict[ToolId, _Run] = {}
         self._burning: dict[int, set[_Run]] = {core: set() for core in range(settings.cores)}
@@ -100,13 +103,14 @@ class ToolPool:
                     wait_s=wait_s,
                 )
             )
-            run.left_s, run.rate = run.tool.cpu_s, float(len(grant.cores))
+            run.left_s = self._start_cpu_s + run.tool.cpu_s
+            run.rate = float(len(grant.cores))
             if self._shared and run.left_s > 0.0:
                 for core in grant.cores:
                     self._burning[core].add(run)
                 self._share_out(grant.cores, now_s)
             else:
-                took_s = max(run.tool.run_s, run.left_s / run.rate)
+                took_s = max(self._start_cpu_s + run.tool.run_s, run.left_s / run.rate)
                 self._at(now_s + took_s, self._ender(run))
         book = self._book
         self._emit(
@@ -147,7 +151,7 @@ class ToolPool:
         run.left_s = 0.0
         if self._shared:
             self._leave_cores(run, now_s)
-            until_s = run.started_s + run.tool.run_s
+            until_s = run.started_s + self._start_cpu_s + run.tool.run_s
             if until_s > now_s:
                 self._at(until_s, self._ender(run))
                 return
@@ -162,7 +166,7 @@ class ToolPool:
     def _finish(self, run: _Run, now_s: float, *, exit_code: int | None, why: str) -> None:
         self._leave_cores(run, now_s)
         del self._runs[run.tool_id]
-        cpu_s = run.tool.cpu_s - run.left_s if run.cores else 0.0
+        cpu_s = self._start_cpu_s + run.tool.cpu_s - run.left_s if run.cores else 0.0
         self.busy_core_s += cpu_s
         self._emit(
             ev.ToolFinished(

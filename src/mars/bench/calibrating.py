@@ -1,0 +1,167 @@
+"""`mars calibrate` at a terminal: which server, then measure, fit, say, write."""
+
+import asyncio
+import contextlib
+import platform
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mars.bench.calibrate import (
+    Fit,
+    Point,
+    Server,
+    command_cpu_s,
+    fit,
+    kv_capacity_tokens,
+    measure,
+    profile_of,
+)
+from mars.bench.tiny import tiny_engine
+from mars.config import Settings, load_settings
+from mars.core.errors import InputError
+from mars.serve.stack import Stack, StackOptions, running_stack
+from mars.sim.profiles import Profile, write_profile
+from mars.tools.client import ToolClient
+
+_STEP_TOKENS = "--max-num-batched-tokens"
+
+
+def calibrate_command(
+    *,
+    model: str | None,
+    upstream: str | None,
+    out: Path,
+    name: str | None,
+    step_tokens: int | None,
+    folder: Path,
+    vllm_args: tuple[str, ...],
+) -> None:
+    """Raises InputError, PartDiedError."""
+    if upstream is not None and (model is not None or vllm_args):
+        raise InputError("--upstream measures a server that runs: give no MODEL and no vLLM args")
+    points, fitted, profile = asyncio.run(
+        _calibrate(
+            model=model,
+            upstream=upstream,
+            name=name or out.stem,
+            step_tokens=step_tokens,
+            folder=folder,
+            vllm_args=vllm_args,
+        )
+    )
+    _print(points, fitted, profile)
+    write_profile(out, profile)
+    click.echo(f"profile: {out}")
+
+
+async def _calibrate(
+    *,
+    model: str | None,
+    upstream: str | None,
+    name: str,
+    step_tokens: int | None,
+    folder: Path,
+    vllm_args: tuple[str, ...],
+) -> tuple[list[Point], Fit, Profile]:
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with contextlib.AsyncExitStack() as exits:
+        http = await exits.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+        )
+        start_cpu_s = 0.0
+        if upstream is None:
+            stack, vllm_args = await exits.enter_async_context(_engine(model, folder, vllm_args))
+            base_url, engine_url = stack.base_url, stack.engine_url
+            tools = await exits.enter_async_context(ToolClient(stack.tools_url, stack.tools_token))
+            start_cpu_s = await command_cpu_s(tools)
+        else:
+            engine_url = upstream.rstrip("/").removesuffix("/v1")
+            base_url = f"{engine_url}/v1"
+        served, most_tokens = await _served(http, base_url)
+        step_tokens = step_tokens or given(vllm_args, _STEP_TOKENS) or 8192
+        server = Server(http, base_url, engine_url, served, step_tokens)
+        points = await measure(server, most_tokens=most_tokens)
+        fitted = fit(points)
+        profile = profile_of(
+            fitted,
+            name=name,
+            model=Path(served).name,
+            card=platform.processor() or platform.machine() if upstream is None else engine_url,
+            kv_tokens=await kv_capacity_tokens(server),
+            start_cpu_s=start_cpu_s,
+        )
+        return points, fitted, profile
+
+
+@asynccontextmanager
+async def _engine(
+    model: str | None, folder: Path, vllm_args: tuple[str, ...]
+) -> AsyncIterator[tuple[Stack, tuple[str, ...]]]:
+    """An engine of our own under stock order, behind the gateway as sessions see it."""
+    env: dict[str, str] = {}
+    if model is None:
+        model, tiny_args, env = tiny_engine()
+        vllm_args = (*tiny_args, *vllm_args)
+    options = StackOptions(
+        model=model,
+        settings=_fcfs(),
+        folder=folder,
+        events=folder / "events.jsonl",
+        port=0,
+        vllm_args=vllm_args,
+        engine_env=env,
+    )
+    async with running_stack(options, click.echo) as stack:
+        yield stack, vllm_args
+
+
+def _fcfs() -> Settings:
+    return load_settings(None, ("scheduling.policy=fcfs",))
+
+
+def given(vllm_args: Sequence[str], option: str) -> int | None:
+    """The value of an option among vLLM's arguments; the last one counts."""
+    found = None
+    for place, argument in enumerate(vllm_args):
+        key, _, value = argument.partition("=")
+        if key == option:
+            found = int(value or vllm_args[place + 1])
+    return found
+
+
+async def _served(http: aiohttp.ClientSession, base_url: str) -> tuple[str, int]:
+    """(model, longest context) that a server offers."""
+    try:
+        async with http.get(f"{base_url}/models") as response:
+            payload: Any = await response.json(content_type=None)
+        first = payload["data"][0]
+        return str(first["id"]), int(first["max_model_len"])
+    except (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"no vLLM answers at {base_url}/models: {error!r}") from error
+
+
+def _print(points: Sequence[Point], fitted: Fit, profile: Profile) -> None:
+    console = Console()
+    table = Table("what", "measured (ms)", "error of the law", title="points")
+    places = {kind: iter(errors) for kind, errors in fitted.errors.items()}
+    for point in points:
+        error = next(places[point.kind])
+        steps = max(1.0, point.counts[1]) if point.kind == "decode" else 1.0
+        table.add_row(
+            f"{point.kind} {point.what}", f"{point.took_s / steps * 1e3:.2f}", f"{error:+.1%}"
+        )
+    console.print(table)
+    constants = Table(
+        "constant", "seconds", title=f"{profile.model}, KV {profile.kv_tokens} tokens"
+    )
+    for constant, seconds in fitted.constants.items():
+        constants.add_row(constant, f"{seconds:.3g}")
+    constants.add_row("command_cpu_s", f"{profile.command_cpu_s:.3g}")
+    console.print(constants)

@@ -1,0 +1,131 @@
+"""`mars fidelity RUN`: the sessions of a replay once more, simulated, beside what really happened.
+
+The simulator gets the trace, the load, the settings and the engine's limits of the run, and a cost
+profile (`mars calibrate`, on the same machine). Nothing is fitted to the run itself.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from mars.bench.calibrating import given
+from mars.bench.measure import Run, read_run
+from mars.bench.rounds import Round, figures
+from mars.core import events as ev
+from mars.core.errors import InputError
+from mars.policy.presets import Scheduling
+from mars.sim.engine import EngineSettings
+from mars.sim.profiles import Profile
+from mars.sim.run import SimSettings, simulate
+from mars.sim.tools import ToolSettings
+from mars.workload.trace import Recorded
+
+BLOCK_TOKENS = 16
+"""vLLM's own block, where the run does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    policy: str
+    real_s: float
+    """Mean session time over all rounds, s."""
+    real_rounds_s: Sequence[float]
+    simulated_s: float
+    real_hits: float | None
+    simulated_hits: float | None
+
+    @property
+    def off_frac(self) -> float:
+        return self.simulated_s / self.real_s - 1.0
+
+
+def compare(run: Run, sessions: Sequence[Recorded], profile: Profile) -> list[Compared]:
+    """One line per policy of the run. Raises InputError when the run cannot be simulated."""
+    agents = _agents(run.settings)
+    compared = []
+    for policy, rounds in run.rounds.items():
+        real = figures(rounds)
+        outcome = simulate(sessions, profile.cost(), _settings(run, policy, profile), agents=agents)
+        end_s = max(e.at_s for e in outcome.events)
+        simulated = figures(
+            [Round(policy=policy, repeat=0, started_s=0.0, ended_s=end_s, events=outcome.events)]
+        )
+        compared.append(
+            Compared(
+                policy=policy,
+                real_s=real.mean_s,
+                real_rounds_s=[figures([one]).mean_s for one in rounds],
+                simulated_s=simulated.mean_s,
+                real_hits=real.hit_frac,
+                simulated_hits=simulated.hit_frac,
+            )
+        )
+    return compared
+
+
+def _agents(head: dict[str, Any]) -> int:
+    words = str(head["load"]).split()
+    if words[:2] != ["closed", "loop,"]:
+        raise InputError("only closed-loop runs can be simulated again: replay with --agents")
+    return int(words[2])
+
+
+def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
+    head = run.settings
+    arguments: list[str] = head["vllm_args"]
+    scheduling = {**head["settings"]["scheduling"], "policy": policy}
+    block_tokens = given(arguments, "--block-size") or BLOCK_TOKENS
+    slots = {
+        e.slots for r in run.rounds[policy] for e in r.events if isinstance(e, ev.ToolsSampled)
+    }
+    share = head["settings"]["tools"]["share"]
+    return SimSettings(
+        scheduling=msgspec.convert(scheduling, Scheduling),
+        engine=EngineSettings(
+            kv_blocks=profile.kv_capacity_tokens() // block_tokens - 1,
+            block_tokens=block_tokens,
+            step_tokens=given(arguments, "--max-num-batched-tokens") or 8192,
+            most_calls=given(arguments, "--max-num-seqs") or 256,
+            lag=0 if "--enforce-eager" in arguments else 1,
+            api_s=profile.api_s,
+            sample_s=0.2,
+        ),
+        tools=ToolSettings(
+            cores=max(slots, default=share) // share,
+            share=share,
+            start_cpu_s=profile.command_cpu_s,
+        ),
+    )
+
+
+def fidelity_command(folder: Path, sessions: Sequence[Recorded], profile: Profile) -> None:
+    """Print real beside simulated, and whether both rank the policies alike."""
+    compared = compare(read_run(folder), sessions, profile)
+    table = Table(
+        "policy", "real (s)", "rounds", "simulated (s)", "off", "real hits", "simulated hits",
+        title="Mean session time",
+    )  # fmt: skip
+    for one in compared:
+        table.add_row(
+            one.policy,
+            f"{one.real_s:.2f}",
+            f"{min(one.real_rounds_s):.2f} to {max(one.real_rounds_s):.2f}",
+            f"{one.simulated_s:.2f}",
+            f"{one.off_frac:+.1%}",
+            f"{one.real_hits or 0.0:.1%}",
+            f"{one.simulated_hits or 0.0:.1%}",
+        )
+    console = Console()
+    console.print(table)
+    real = [c.policy for c in sorted(compared, key=lambda c: c.real_s)]
+    simulated = [c.policy for c in sorted(compared, key=lambda c: c.simulated_s)]
+    alike = "the same" if real == simulated else "NOT the same"
+    console.print(f"ranking: real {', '.join(real)}; simulated {', '.join(simulated)}: {alike}")
+    off = statistics.fmean(abs(c.off_frac) for c in compared)
+    console.print(f"mean distance {off:.1%}, largest {max(abs(c.off_frac) for c in compared):.1%}")

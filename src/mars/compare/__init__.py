@@ -1,0 +1,1 @@
+"""Simulated grids: cells x policies x seeds, their bounds, their rows, their report."""

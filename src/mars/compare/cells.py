@@ -1,0 +1,215 @@
+"""One simulated run: what fixes it, and playing it.
+
+    Run     everything that its figures depend on, so its key is a hash of it
+    runs    a grid's runs, in chunks that share their sessions and bounds
+    check   what can be known to be impossible before anything is played
+    play    a run's row and events
+
+Sessions, rate and bounds are of everything but the policy, and made once for all policies in turn.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import product
+from time import perf_counter
+from typing import Final, NamedTuple, assert_never
+
+import msgspec
+
+from mars.compare.bounds import Bounds, bounds, rate_for
+from mars.compare.figures import row
+from mars.compare.row import Row
+from mars.compare.settings import Band, Cores, Engine, Extra, Grid, Rate, Rho, Seed
+from mars.core import events as ev
+from mars.core.errors import InputError
+from mars.policy.presets import Scheduling
+from mars.sim.cost import Cost
+from mars.sim.engine import Count, EngineSettings
+from mars.sim.profiles import Profile, load_profile
+from mars.sim.run import SimSettings, simulate
+from mars.sim.tools import ToolSettings
+from mars.workload.make import FromRecords, FromTrace, Workload, make
+from mars.workload.synthetic import Synthetic
+from mars.workload.trace import Recorded
+
+VERSION: Final = version("mars")
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    profile: str
+    workload_name: str
+    workload: Workload
+    rho: Rho | None = None
+    rate_per_s: Rate | None = None
+    """Instead of `rho`."""
+    tool_cores: Cores = 16
+    band: Band = Band()
+    engine: Engine = Engine()
+    sessions: Count = 200
+    seed: Seed = 1
+    scheduling: Scheduling = Scheduling()
+
+    @property
+    def key(self) -> str:
+        """The same for the same run, in every process."""
+        text = VERSION.encode() + msgspec.json.encode(self)
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        load = f"rho {self.rho:g}" if self.rho is not None else f"{self.rate_per_s:g} per s"
+        band = "" if self.band == Band() else f" x{self.band.step:g}, x{self.band.prefill:g}"
+        return (
+            f"{self.profile}{band} {self.workload_name} {load} cores {self.tool_cores} "
+            f"seed {self.seed} {self.scheduling.policy}"
+        )
+
+
+def runs(grid: Grid) -> list[list[Run]]:
+    """Seed by seed, cell by cell: a chunk is every policy on the same sessions."""
+    cells = dict.fromkeys(_cells(grid))
+    return [
+        [
+            msgspec.structs.replace(cell, seed=seed, scheduling=grid.scheduling_of(policy))
+            for policy in grid.policies
+        ]
+        for seed in grid.seeds
+        for cell in cells
+    ]
+
+
+def _cells(grid: Grid) -> Iterator[Run]:
+    blocks: tuple[Grid | Extra, ...] = (grid, *grid.extra)
+    for block in blocks:
+        for profile, workload, rho, cores, band in product(
+            block.profiles or grid.profiles,
+            block.workloads or grid.workloads,
+            block.rhos or grid.rhos,
+            block.tool_cores or grid.tool_cores,
+            block.cost_band or grid.cost_band,
+        ):
+            yield Run(
+                profile=profile,
+                workload_name=workload,
+                workload=grid.workloads[workload],
+                rho=rho,
+                tool_cores=cores,
+                band=band,
+                engine=grid.engine,
+                sessions=grid.sessions,
+            )
+
+
+def check(chunks: Sequence[Sequence[Run]]) -> list[str]:
+    """Notes for the reader. Raises InputError for a profile or workload that cannot be run."""
+    one_of_each = {(run.profile, run.workload_name): run for (run, *_) in chunks}
+    notes = []
+    for run in one_of_each.values():
+        profile = load_profile(run.profile)
+        kv_tokens = _kv_tokens(profile)
+        for session in _sessions(run, profile, rate_per_s=1.0):
+            _check_fits(run, session, kv_tokens)
+        if _capped(run.workload, kv_tokens) != run.workload:
+            notes.append(
+                f"{run.workload_name} on {run.profile}: contexts are cut at {kv_tokens} tokens, "
+                "which is what its KV holds"
+            )
+    return notes
+
+
+def _check_fits(run: Run, session: Recorded, kv_tokens: int) -> None:
+    context_tokens = 0
+    for turn in session.turns:
+        context_tokens = turn.new_tokens + (0 if turn.reset else context_tokens)
+        context_tokens += turn.output_tokens
+        if context_tokens > kv_tokens:
+            raise InputError(
+                f"workload {run.workload_name}: a call of session {session.session_id} has "
+                f"{context_tokens} tokens, and the KV of {run.profile} holds {kv_tokens}: take a "
+                "larger card, or leave the session out"
+            )
+
+
+class Played(NamedTuple):
+    row: Row
+    events: list[ev.Event]
+
+
+def play(run: Run) -> Played:
+    """Deterministic, but for the row's `wall_s`."""
+    stage = _stage(msgspec.structs.replace(run, scheduling=Scheduling()))
+    settings = SimSettings(scheduling=run.scheduling, engine=stage.engine, tools=stage.tools)
+    started_s = perf_counter()
+    outcome = simulate(stage.sessions, stage.cost, settings)
+    wall_s = perf_counter() - started_s
+    made = row(
+        profile=run.profile,
+        workload=run.workload_name,
+        rho=stage.rate_per_s / stage.bounds.knee_per_s if run.rho is None else run.rho,
+        step_factor=run.band.step,
+        prefill_factor=run.band.prefill,
+        policy=run.scheduling.policy,
+        seed=run.seed,
+        rate_per_s=stage.rate_per_s,
+        wall_s=wall_s,
+        tools=stage.tools,
+        bounds=stage.bounds,
+        outcome=outcome,
+    )
+    return Played(msgspec.structs.replace(made, key=run.key), outcome.events)
+
+
+class _Stage(NamedTuple):
+    """What every policy meets alike."""
+
+    sessions: list[Recorded]
+    cost: Cost
+    engine: EngineSettings
+    tools: ToolSettings
+    rate_per_s: float
+    bounds: Bounds
+
+
+@lru_cache(maxsize=1)
+def _stage(run: Run) -> _Stage:
+    profile = load_profile(run.profile)
+    cost = profile.cost(run.band.step, run.band.prefill)
+    engine = EngineSettings(
+        kv_blocks=profile.kv_blocks(),
+        one_group=profile.one_group,
+        **msgspec.structs.asdict(run.engine),
+    )
+    tools = ToolSettings(cores=run.tool_cores)
+    rate_per_s = run.rate_per_s
+    if rate_per_s is None:
+        # The rate bounds are of the work alone: sessions that come at any rate have the same.
+        at_one = bounds(_sessions(run, profile, rate_per_s=1.0), cost, engine, tools)
+        rate_per_s = rate_for(run.rho or 0.0, at_one)
+    sessions = _sessions(run, profile, rate_per_s=rate_per_s)
+    return _Stage(sessions, cost, engine, tools, rate_per_s, bounds(sessions, cost, engine, tools))
+
+
+def _sessions(run: Run, profile: Profile, *, rate_per_s: float) -> list[Recorded]:
+    workload = _capped(run.workload, _kv_tokens(profile))
+    return make(workload, run.sessions, rate_per_s, run.seed)
+
+
+def _kv_tokens(profile: Profile) -> int:
+    block_tokens = EngineSettings(kv_blocks=1).block_tokens
+    return profile.kv_blocks(block_tokens) * block_tokens
+
+
+def _capped(workload: Workload, kv_tokens: int) -> Workload:
+    """No longer contexts than the KV holds. A trace is played as it is, or not at all."""
+    replace = msgspec.structs.replace
+    match workload:
+        case Synthetic(max_context_tokens=most) if most > kv_tokens:
+            return replace(workload, max_context_tokens=kv_tokens)
+        case FromRecords(scaling=scaling) if scaling.max_context_tokens > kv_tokens:
+            return replace(workload, scaling=replace(scaling, max_context_tokens=kv_tokens))
+        case Synthetic() | FromRecords() | FromTrace():
+            return workload
+        case _:
+            assert_never(workload)
