@@ -1,12 +1,13 @@
 """`mars calibrate`: a cost profile for the simulator from a short run against a real server.
 
     prompts   calls for one token, each with a prompt of its own: what n prompt tokens cost
+    warm      the same again, now in the cache: what the way to the engine costs
     decodes   B answers at once over contexts that are in the cache: what a step of B decodes costs
-    commands  an empty command on the tool server: what starting one costs
+    commands  empty commands on the tool server while the engine works: what starting one costs
 
 The law is the simulator's Linear one; each call or row of steps is one equation for its constants,
 
-    seconds = api [a call] + c0 steps + p prompt + d decodes + a context + q pairs
+    seconds = api + api_token sent + c0 steps + p prompt + d decodes + a context + q pairs
 
 and the constants are the least squares of the relative errors, none below 0.
 """
@@ -39,8 +40,13 @@ PROMPTS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 CONTEXTS: Final = (64, 1024, 4096, 16384)
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 REPEATS: Final = 3
+COMMANDS: Final = 30
+AT_WORK: Final = 4
 ANSWER_TOKENS: Final = 96
-_NAMES: Final = ("api_s", "step_s", "prefill_token_s", "decode_call_s", "context_token_s", "pair_s")
+_NAMES: Final = (
+    "api_s", "api_token_s", "step_s", "prefill_token_s", "decode_call_s", "context_token_s",
+    "pair_s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +87,41 @@ async def measure(server: Server, *, most_tokens: int, seed: int = 1) -> list[Po
     rng = random.Random(seed)
     points: list[Point] = []
     await _call(server, _prompt(rng, PROMPTS[0]), 1)  # the first call of all warms the server up
+    kv_tokens, block_tokens = await kv_capacity(server)
     for tokens in (n for n in PROMPTS if n < most_tokens):
-        points += [await _prompt_point(server, rng, tokens) for _ in range(REPEATS)]
-    kv_tokens = await kv_capacity_tokens(server)
+        for _ in range(REPEATS):
+            points += await _prompt_points(server, rng, tokens, block_tokens)
     for context, batch in itertools.product(CONTEXTS, BATCHES):
         fits = batch * (context + ANSWER_TOKENS) < 0.8 * kv_tokens
         if fits and context + ANSWER_TOKENS < most_tokens:
-            points.append(await _decode_point(server, rng, context, batch))
+            points += await _decode_points(server, rng, context, batch)
     return points
 
 
-async def _prompt_point(server: Server, rng: random.Random, tokens: int) -> Point:
+async def _prompt_points(
+    server: Server, rng: random.Random, tokens: int, block_tokens: int
+) -> list[Point]:
+    """The same prompt twice: all of it is computed, then what is in no whole block."""
     prompt = _prompt(rng, tokens)
-    start_s = time.monotonic()
-    await _call(server, prompt, 1)
-    took_s = time.monotonic() - start_s
-    chunks = [min(server.step_tokens, tokens - c) for c in range(0, tokens, server.step_tokens)]
-    pairs = tokens * tokens / 2.0
-    return Point("prompt", f"{tokens} tokens", (1.0, len(chunks), tokens, 0.0, 0.0, pairs), took_s)
+    points = []
+    for kind, cached in (("prompt", 0), ("warm", (tokens - 1) // block_tokens * block_tokens)):
+        start_s = time.monotonic()
+        await _call(server, prompt, 1)
+        took_s = time.monotonic() - start_s
+        fresh = tokens - cached
+        steps = -(-fresh // server.step_tokens)
+        pairs = fresh * (cached + fresh / 2.0)
+        counts = (1.0, tokens, steps, fresh, 0.0, 0.0, pairs)
+        points.append(Point(kind, f"{tokens} tokens", counts, took_s))
+    return points
 
 
-async def _decode_point(server: Server, rng: random.Random, context: int, batch: int) -> Point:
-    """Answers at once; what counts is the time in which all of them are under way."""
+async def _decode_points(
+    server: Server, rng: random.Random, context: int, batch: int
+) -> list[Point]:
+    """Answers at once; what counts is the time in which all of them are under way. No point when
+    the server does not run so many at once (--max-num-seqs).
+    """
     prompts = [_prompt(rng, context) for _ in range(batch)]
     for prompt in prompts:
         await _call(server, prompt, 1)  # now it is in the cache
@@ -111,14 +130,12 @@ async def _decode_point(server: Server, rng: random.Random, context: int, batch:
     inside = [[t for t in token_s if start_s <= t <= end_s] for token_s in times]
     steps = max(len(t) for t in inside) - 1
     if steps < ANSWER_TOKENS // 8:
-        raise PartDiedError(
-            f"{batch} answers did not overlap: the server is busy with something else"
-        )
+        return []
     longest = max(inside, key=len)
     took_s = longest[-1] - longest[0]
     middle = context + ANSWER_TOKENS - steps / 2.0
-    counts = (0.0, steps, 0.0, batch * steps, batch * steps * middle, 0.0)
-    return Point("decode", f"{batch} at {context} tokens", counts, took_s)
+    counts = (0.0, 0.0, steps, 0.0, batch * steps, batch * steps * middle, 0.0)
+    return [Point("decode", f"{batch} at {context} tokens", counts, took_s)]
 
 
 def _prompt(rng: random.Random, tokens: int) -> list[int]:
@@ -162,14 +179,15 @@ async def _stream(server: Server, prompt: list[int], tokens: int) -> list[float]
     return came_s
 
 
-async def kv_capacity_tokens(server: Server) -> int:
-    """As vLLM's own metrics tell it."""
+async def kv_capacity(server: Server) -> tuple[int, int]:
+    """(tokens, tokens of a block), as vLLM's own metrics tell it."""
     async with server.http.get(f"{server.engine_url}/metrics") as response:
         text = await response.text()
     info = re.search(r"^vllm:cache_config_info\{([^}]*)\}", text, re.MULTILINE)
     labels = dict(re.findall(r'(\w+)="([^"]*)"', info[1])) if info else {}
     try:
-        return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+        block_tokens = int(labels["block_size"])
+        return int(labels["num_gpu_blocks"]) * block_tokens, block_tokens
     except (KeyError, ValueError):
         raise InputError(
             f"{server.engine_url}/metrics does not tell vllm:cache_config_info: "
@@ -177,14 +195,29 @@ async def kv_capacity_tokens(server: Server) -> int:
         ) from None
 
 
-async def command_cpu_s(tools: ToolClient) -> float:
-    """What an empty command takes, s: its start."""
+async def command_s(server: Server, tools: ToolClient, seed: int = 2) -> float:
+    """From asking for an empty command to hearing of its end, s, while the engine is at work: what
+    starts a command shares the machine with it.
+    """
     argv = [sys.executable, "-I", "-S", str(Path(burn.__file__)), "0", "0"]
-    runs = [
-        await tools.run(RunRequest(argv=argv, session_id="calibrate", tool="empty"))
-        for _ in range(2 * REPEATS)
-    ]
-    return statistics.median(run.run_s for run in runs)
+    rng = random.Random(seed)
+    prompts = [_prompt(rng, CONTEXTS[0]) for _ in range(AT_WORK)]
+    busy = asyncio.ensure_future(_keep_busy(server, prompts))
+    took_s = []
+    try:
+        for _ in range(COMMANDS):
+            start_s = time.monotonic()
+            await tools.run(RunRequest(argv=argv, session_id="calibrate", tool="empty"))
+            took_s.append(time.monotonic() - start_s)
+    finally:
+        busy.cancel()
+        await asyncio.wait({busy})
+    return statistics.fmean(took_s)
+
+
+async def _keep_busy(server: Server, prompts: Sequence[list[int]]) -> None:
+    while True:
+        await asyncio.gather(*(_call(server, p, ANSWER_TOKENS) for p in prompts))
 
 
 def fit(points: Sequence[Point]) -> Fit:
@@ -207,10 +240,10 @@ def fit(points: Sequence[Point]) -> Fit:
 
 
 def profile_of(
-    fitted: Fit, *, name: str, model: str, card: str, kv_tokens: int, start_cpu_s: float
+    fitted: Fit, *, name: str, model: str, card: str, kv_tokens: int, start_s: float
 ) -> Profile:
     constants = dict(fitted.constants)
-    api_s = constants.pop("api_s")
+    api_s, api_token_s = constants.pop("api_s"), constants.pop("api_token_s")
     points = sum(map(len, fitted.errors.values()))
     return Profile(
         name=name,
@@ -224,12 +257,13 @@ def profile_of(
         kv_bytes_per_token=1,
         kv_tokens=kv_tokens,
         api_s=api_s,
-        command_cpu_s=start_cpu_s,
+        api_token_s=api_token_s,
+        command_s=start_s,
         provenance=Provenance(
             source="mars calibrate",
             licence="",
             versions="",
-            fitted=f"all constants of the law, api_s and command_cpu_s, from {points} points",
+            fitted=f"all constants of the law and of the way to the engine, from {points} points",
             fit_error=", ".join(
                 f"{kind}s: nine of ten within {fitted.error_frac(kind):.0%}"
                 for kind in fitted.errors

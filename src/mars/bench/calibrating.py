@@ -17,9 +17,9 @@ from mars.bench.calibrate import (
     Fit,
     Point,
     Server,
-    command_cpu_s,
+    command_s,
     fit,
-    kv_capacity_tokens,
+    kv_capacity,
     measure,
     profile_of,
 )
@@ -75,12 +75,11 @@ async def _calibrate(
         http = await exits.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
         )
-        start_cpu_s = 0.0
+        tools: ToolClient | None = None
         if upstream is None:
             stack, vllm_args = await exits.enter_async_context(_engine(model, folder, vllm_args))
             base_url, engine_url = stack.base_url, stack.engine_url
             tools = await exits.enter_async_context(ToolClient(stack.tools_url, stack.tools_token))
-            start_cpu_s = await command_cpu_s(tools)
         else:
             engine_url = upstream.rstrip("/").removesuffix("/v1")
             base_url = f"{engine_url}/v1"
@@ -88,14 +87,15 @@ async def _calibrate(
         step_tokens = step_tokens or given(vllm_args, _STEP_TOKENS) or 8192
         server = Server(http, base_url, engine_url, served, step_tokens)
         points = await measure(server, most_tokens=most_tokens)
+        start_s = await command_s(server, tools) if tools else 0.0
         fitted = fit(points)
         profile = profile_of(
             fitted,
             name=name,
             model=Path(served).name,
             card=platform.processor() or platform.machine() if upstream is None else engine_url,
-            kv_tokens=await kv_capacity_tokens(server),
-            start_cpu_s=start_cpu_s,
+            kv_tokens=(await kv_capacity(server))[0],
+            start_s=start_s,
         )
         return points, fitted, profile
 
@@ -153,7 +153,7 @@ def _print(points: Sequence[Point], fitted: Fit, profile: Profile) -> None:
     places = {kind: iter(errors) for kind, errors in fitted.errors.items()}
     for point in points:
         error = next(places[point.kind])
-        steps = max(1.0, point.counts[1]) if point.kind == "decode" else 1.0
+        steps = point.counts[2] if point.kind == "decode" else 1.0
         table.add_row(
             f"{point.kind} {point.what}", f"{point.took_s / steps * 1e3:.2f}", f"{error:+.1%}"
         )
@@ -163,5 +163,5 @@ def _print(points: Sequence[Point], fitted: Fit, profile: Profile) -> None:
     )
     for constant, seconds in fitted.constants.items():
         constants.add_row(constant, f"{seconds:.3g}")
-    constants.add_row("command_cpu_s", f"{profile.command_cpu_s:.3g}")
+    constants.add_row("command_s", f"{profile.command_s:.3g}")
     console.print(constants)

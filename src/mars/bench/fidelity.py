@@ -94,12 +94,13 @@ def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
             most_calls=given(arguments, "--max-num-seqs") or 256,
             lag=0 if "--enforce-eager" in arguments else 1,
             api_s=profile.api_s,
+            api_token_s=profile.api_token_s,
             sample_s=0.2,
         ),
         tools=ToolSettings(
             cores=max(slots, default=share) // share,
             share=share,
-            start_cpu_s=profile.command_cpu_s,
+            start_cpu_s=profile.command_s,
         ),
     )
 

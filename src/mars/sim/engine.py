@@ -42,7 +42,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     one_group: bool = True
     """False: a model with several KV groups, as our plugin treats it (no holds)."""
     api_s: Seconds = 0.0
-    """Between the gateway and the engine's queue: HTTP, tokenizer."""
+    """Between the gateway and the engine's queue: HTTP, tokenizer; a call."""
+    api_token_s: Seconds = 0.0
+    """The same, a prompt token."""
     sample_s: Annotated[float, Meta(gt=0.0)] = 1.0
     """How often the engine tells the control plane of its memory. The plugin: 0.2 s."""
 

@@ -63,8 +63,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One way, to host memory. PCIe 5.0 x16 has 64e9; about four fifths arrive."""
     api_s: Frac = 0.0
     """Between client and engine, once a call: HTTP, tokenizer, gateway."""
-    command_cpu_s: Frac = 0.0
-    """CPU seconds to start a command on this machine."""
+    api_token_s: Frac = 0.0
+    """The same, once a prompt token."""
+    command_s: Frac = 0.0
+    """To start a command on this machine and to hear of its end."""
     provenance: Provenance
 
     def cost(self, step_factor: float = 1.0, prefill_factor: float = 1.0) -> Cost:

@@ -163,7 +163,8 @@ class Simulation:
             if agents is None:
                 self._agenda.at(recorded.arrives_s, self._arriver(play))
             elif number < agents:
-                self._agenda.at(0.0, self._arriver(play))
+                # no two clients come at the very same time: who came first is what some rank by
+                self._agenda.at(number * 1e-6, self._arriver(play))
             else:
                 self._later.append(play)
         if (tick_s := self._control.tick_s) is not None:
@@ -378,8 +379,9 @@ class Simulation:
             )
             play.call = self._engine.submit(view, play.chain, turn.output_tokens, at_s)
 
-        if self._set.engine.api_s:
-            self._agenda.at(now_s + self._set.engine.api_s, submit)
+        engine = self._set.engine
+        if api_s := engine.api_s + engine.api_token_s * prompt_tokens:
+            self._agenda.at(now_s + api_s, submit)
         else:
             submit(now_s)
 
