@@ -100,7 +100,7 @@ def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
         tools=ToolSettings(
             cores=max(slots, default=share) // share,
             share=share,
-            start_cpu_s=profile.command_s,
+            start_s=profile.command_s,
         ),
     )
 

@@ -8,6 +8,7 @@ on a core, those that still burn share it equally (processor sharing), so burnin
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -29,8 +30,8 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Leases that may be on one core at once."""
     memory_bytes: Annotated[int, Meta(ge=1)] | None = None
     """For all commands together; None: not limited."""
-    start_cpu_s: Annotated[float, Meta(ge=0.0)] = 0.0
-    """CPU seconds that it takes to start any command, before its own."""
+    start_s: Annotated[float, Meta(ge=0.0)] = 0.0
+    """A lease is held so much longer than the command runs: to start it, to hear of its end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +64,7 @@ class ToolPool:
         self._book = LeaseBook(range(settings.cores), settings.share, settings.memory_bytes)
         self._most_cores = settings.cores
         self._shared = settings.share > 1
-        self._start_cpu_s = settings.start_cpu_s
+        self._start_s = settings.start_s
         self._emit, self._at = emit, at
         self._runs: dict[ToolId, _Run] = {}
         self._burning: dict[int, set[_Run]] = {core: set() for core in range(settings.cores)}
@@ -103,15 +104,14 @@ class ToolPool:
                     wait_s=wait_s,
                 )
             )
-            run.left_s = self._start_cpu_s + run.tool.cpu_s
-            run.rate = float(len(grant.cores))
-            if self._shared and run.left_s > 0.0:
-                for core in grant.cores:
-                    self._burning[core].add(run)
-                self._share_out(grant.cores, now_s)
+            run.left_s, run.rate = run.tool.cpu_s, float(len(grant.cores))
+            if not (self._shared and run.left_s > 0.0):
+                took_s = max(run.tool.run_s, run.left_s / run.rate)
+                self._at(now_s + self._start_s + took_s, self._ender(run))
+            elif self._start_s:
+                self._at(now_s + self._start_s, partial(self._burn, run))
             else:
-                took_s = max(self._start_cpu_s + run.tool.run_s, run.left_s / run.rate)
-                self._at(now_s + took_s, self._ender(run))
+                self._burn(run, now_s)
         book = self._book
         self._emit(
             ev.ToolsSampled(
@@ -122,6 +122,14 @@ class ToolPool:
                 wait_s=self._wait_s,
             )
         )
+
+    def _burn(self, run: _Run, now_s: float) -> None:
+        """A command begins, on cores that others may burn on as well."""
+        if run.tool_id in self._runs:
+            run.seen_s = now_s
+            for core in run.cores:
+                self._burning[core].add(run)
+            self._share_out(run.cores, now_s)
 
     def _share_out(self, cores: tuple[int, ...], now_s: float) -> None:
         """Who burns on these cores has changed: foretell anew when each is through."""
@@ -151,7 +159,7 @@ class ToolPool:
         run.left_s = 0.0
         if self._shared:
             self._leave_cores(run, now_s)
-            until_s = run.started_s + self._start_cpu_s + run.tool.run_s
+            until_s = run.started_s + self._start_s + run.tool.run_s
             if until_s > now_s:
                 self._at(until_s, self._ender(run))
                 return
@@ -166,7 +174,7 @@ class ToolPool:
     def _finish(self, run: _Run, now_s: float, *, exit_code: int | None, why: str) -> None:
         self._leave_cores(run, now_s)
         del self._runs[run.tool_id]
-        cpu_s = self._start_cpu_s + run.tool.cpu_s - run.left_s if run.cores else 0.0
+        cpu_s = run.tool.cpu_s - run.left_s if run.cores else 0.0
         self.busy_core_s += cpu_s
         self._emit(
             ev.ToolFinished(
@@ -174,7 +182,7 @@ class ToolPool:
                 session_id=run.session_id,
                 tool_id=run.tool_id,
                 tool=run.tool.name,
-                run_s=now_s - run.started_s if run.cores else 0.0,
+                run_s=max(0.0, now_s - run.started_s - self._start_s) if run.cores else 0.0,
                 cpu_s=cpu_s,
                 peak_memory_bytes=run.tool.memory_bytes,
                 exit_code=exit_code,
