@@ -357,3 +357,13 @@ def _fresh_folder(kind: str) -> Path:
     if folder.exists():
         raise InputError(f"{folder} exists: name another folder")
     return folder
+
+
+@cli.command("bench-simulator")
+@click.option("--policies", default="fcfs,mars", show_default=True)
+@click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
+def bench_simulator(policies: str, repeat: int) -> None:
+    """What a simulated run costs, by policy, number of sessions and turns."""
+    from mars.compare.command import bench_simulator_command
+
+    bench_simulator_command(policies.split(","), repeat=repeat)

@@ -596,8 +596,9 @@ def test_a_session_with_a_call_open_is_not_paused() -> None:
     plane = ControlPlane(PauseBusy())
     plane.handle(arrived("s"))
     plane.handle(admitted("s"))
+    plane.handle(queued("s", "c"))
     with pytest.raises(IllegalMoveError, match="Pause cannot happen while queued"):
-        plane.handle(queued("s", "c"))
+        plane.tick(1.0)
 
 
 def test_who_does_not_steer_is_not_asked_while_nobody_waits() -> None:

@@ -24,6 +24,7 @@ from mars.compare.cells import Played, Run, check, play, runs
 from mars.compare.report import report_grid
 from mars.compare.row import Row
 from mars.compare.settings import known_policy, load_grid, load_workload
+from mars.compare.speed import PROFILE, RHO, measure_speed
 from mars.config import load_settings
 from mars.core.errors import InputError, ResultError
 from mars.stream.log import LogWriter
@@ -255,3 +256,15 @@ class _Bar:
         rate = f"{speed * _MINUTE_S:.3g} per min" if speed else ""
         failed = f"[red]{self._failed} failed[/red]" if self._failed else ""
         self._bar.update(self._task, says=f"{rate} {failed}".strip())
+
+
+def bench_simulator_command(policies: list[str], *, repeat: int) -> None:
+    for name in policies:
+        known_policy("--policies", name)
+    table = Table("policy", "sessions", "turns", "CPU s", "us a turn", "steps", "strides")
+    for of in measure_speed(policies, repeat=repeat):
+        table.add_row(
+            of.policy, str(of.sessions), str(of.turns), f"{of.cpu_s:.2f}",
+            f"{of.per_turn_us:.0f}", str(of.steps), str(of.strides),
+        )  # fmt: skip
+    Console().print(f"{PROFILE}, rho {RHO}, median of {repeat}, on one core:", table)

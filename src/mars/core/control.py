@@ -13,7 +13,7 @@ what it returns; neither holds any rule of its own. The shell's own facts must b
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
 """
 
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -25,6 +25,18 @@ from mars.core.estimate import Newcomers
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
+
+_MAY_OPEN: Final = (
+    ev.SessionArrived,
+    ev.SessionReturned,
+    ev.SessionEnded,
+    ev.CallFinished,
+    ev.CallServed,
+    ev.ToolFinished,
+    ev.EngineSampled,
+    ev.ToolsSampled,
+)
+"""Facts after which the gate is asked about: the others tell it nothing new."""
 
 
 class ControlPlane:
@@ -86,7 +98,7 @@ class ControlPlane:
             case _:
                 assert_never(event)
         self._admission.observe(event)
-        return self._open_gate(event.at_s)
+        return self._open_gate(event.at_s) if isinstance(event, _MAY_OPEN) else []
 
     def tick(self, now_s: float) -> list[Admit | Pause]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""

@@ -45,8 +45,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Between the gateway and the engine's queue: HTTP, tokenizer; a call."""
     api_token_s: Seconds = 0.0
     """The same, a prompt token."""
-    sample_s: Annotated[float, Meta(gt=0.0)] = 1.0
-    """How often the engine tells the control plane of its memory. The plugin: 0.2 s."""
+    sample_s: Annotated[float, Meta(gt=0.0)] = 2.0
+    """How often the engine tells the control plane of its memory. The plugin: 0.2 s; here sessions
+    take minutes, and every sample is a step that cannot be strided over."""
 
 
 @dataclass(slots=True)

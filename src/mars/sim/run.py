@@ -42,6 +42,11 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tools: ToolSettings = ToolSettings()
 
 
+_MILESTONES: Final = (
+    ev.SessionArrived,
+    ev.SessionAdmitted,
+    ev.SessionEnded,
+)
 _FOR_THE_ENGINE: Final = (
     ev.SessionArrived,
     ev.SessionEnded,
@@ -140,8 +145,9 @@ class Simulation:
         admission = build_admission(settings.scheduling)
         self._control = ControlPlane(admission)
         policy = build_policy(settings.scheduling)
-        samples = not isinstance(admission, Open)  # who lets everybody in reads none
-        self._engine = SimEngine(settings.engine, policy, cost, samples=samples, micro=micro)
+        self._steers = not isinstance(admission, Open)
+        """Who lets everybody in reads neither samples nor what sessions do."""
+        self._engine = SimEngine(settings.engine, policy, cost, samples=self._steers, micro=micro)
         self._tools = ToolPool(settings.tools, emit=self._tell, at=self._agenda.at)
         self._prefixes: dict[str, Prefix] = {}
         self._plays: dict[SessionId, _Play] = {}
@@ -204,7 +210,9 @@ class Simulation:
         while facts:
             event = facts[0]
             self._log.append(event)
-            decisions = self._control.handle(event)
+            decisions: Sequence[Admit | Pause] = ()
+            if self._steers or isinstance(event, _MILESTONES):
+                decisions = self._control.handle(event)
             if isinstance(event, _FOR_THE_ENGINE):
                 self._engine.hear(event)
             if decisions:
