@@ -81,7 +81,7 @@ def _interval(ratios: Sequence[float]) -> tuple[float, float]:
 @cache
 def _resamples(count: int) -> Counter[tuple[int, ...]]:
     """Which of `count` ratios each resample drew; few seeds draw the same ones again and again."""
-    chance = random.Random(_SEED)  # noqa: S311  seeded on purpose
+    chance = random.Random(_SEED)
     return Counter(tuple(sorted(chance.choices(range(count), k=count))) for _ in range(RESAMPLES))
 
 
