@@ -6,14 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
 import openai
+import psutil
 import pytest
 from tests.e2e.conftest import Serve, Served
 
+from mars.bench.tiny import BLOCK_TOKENS, KV_BLOCKS
 from mars.core import events as ev
+from mars.sim.profiles import load_profile
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -110,6 +114,30 @@ def test_mars_exec_runs_a_command_for_a_session_and_the_stream_knows(served: Ser
     eventually(lambda: bool(facts(served, "tooled", ev.ToolFinished)))
     finished = facts(served, "tooled", ev.ToolFinished)[0]
     assert (finished.tool, finished.exit_code) == ("greet", 7)
+
+
+def test_calibrate_measures_a_vllm_that_runs_already(served: Served, tmp_path: Path) -> None:
+    engine = psutil.Process(served.part("api_server")).cmdline()
+    upstream = f"http://127.0.0.1:{engine[engine.index('--port') + 1]}"
+    out = tmp_path / "mine.json"
+    subprocess.run(
+        [sys.executable, "-m", "mars", "calibrate", "--upstream", upstream, "--out", str(out),
+         "--step-tokens", "1024"],
+        check=True, cwd=tmp_path, timeout=200,
+    )  # fmt: skip
+    profile = load_profile(out)
+    assert profile.kv_capacity_tokens() == KV_BLOCKS * BLOCK_TOKENS
+    cost = profile.cost()
+    assert 0.0 < cost.step_s(1, 100, ()) < cost.step_s(0, 0, [(1000, 0)])
+
+
+def test_calibrate_says_when_nobody_answers(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "mars", "calibrate", "--upstream", "http://127.0.0.1:9"],
+        check=False, cwd=tmp_path, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "no vLLM answers at http://127.0.0.1:9/v1/models" in ran.stderr
 
 
 def test_a_client_that_leaves_in_mid_stream_frees_the_engine(served: Served) -> None:

@@ -78,8 +78,19 @@ async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
         await asyncio.sleep(0.005)
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+_others: set[int] = set()
+"""Children that were there before the test: multiprocessing keeps a tracker for other tests."""
+
+
+@pytest.fixture(autouse=True)
+def _children_of_others() -> None:
+    _others.clear()
+    _others.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
+def children(*, recursive: bool = True) -> list[psutil.Process]:
+    found = psutil.Process().children(recursive=recursive)
+    return [child for child in found if child.pid not in _others]
 
 
 def all_gone() -> bool:

@@ -107,7 +107,7 @@ async def test_a_runner_that_is_killed(tmp_path: Path) -> None:
     async with serving() as rig:
         call = asyncio.create_task(rig.python(STUBBORN.format(path=str(path))))
         await until(lambda: pid_in(path) != 0)
-        (runner,) = psutil.Process().children()
+        (runner,) = children(recursive=False)
         os.kill(runner.pid, signal.SIGKILL)
         ran = await call
         assert (ran.finished.exit_code, ran.finished.why) == (137, "ended")
@@ -122,11 +122,11 @@ async def test_a_killed_runner_costs_no_other_command(tmp_path: Path) -> None:
         wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
         healthy = asyncio.create_task(rig.sh(wait, cores=2))
         await until(lambda: len(psutil.Process().children(recursive=True)) >= 2)
-        (kept,) = psutil.Process().children()
+        (kept,) = children(recursive=False)
         doomed = asyncio.create_task(rig.sh("setsid sleep 1000", cores=2))
         await rig.started(2)
         await until(lambda: _asleep() != [])
-        for runner in psutil.Process().children():
+        for runner in children(recursive=False):
             if runner != kept:
                 runner.kill()
         assert (await doomed).finished.exit_code == 137

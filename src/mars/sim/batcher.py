@@ -60,7 +60,7 @@ class Batcher:
 
     @property
     def is_idle(self) -> bool:
-        return not self.running.calls and not self.waiting
+        return not self.running.calls and not self.waiting.line
 
     @property
     def used_blocks(self) -> int:
@@ -69,7 +69,7 @@ class Batcher:
     @property
     def admits(self) -> bool:
         """May a waiting call enter, memory allowing?"""
-        return bool(self.waiting) and len(self.running.calls) < self._most_calls
+        return bool(self.waiting.line) and len(self.running.calls) < self._most_calls
 
     def add(self, view: CallView, chain: Chain, output_tokens: int) -> Call:
         """A call comes; its prompt is `view.prompt_tokens` long and will make `output_tokens`."""
@@ -100,15 +100,16 @@ class Batcher:
 
     def schedule(self, now_s: float) -> Batch:
         running = self.running
-        self.holds.expire(now_s, self._accounts.is_open)
+        if self.holds:
+            self.holds.expire(now_s, self._accounts.is_open)
         self.note_changes()
-        if self.admits:
+        if self.waiting.line and self.admits:
             self.waiting.rank(now_s)
         running.sort(now_s)
         running.used_frac = self.used_blocks / self.pool.blocks
         batch = Batch(running.step + 1)
         left = self._run(batch, now_s)
-        if not batch.preempted and left > 0:
+        if self.waiting.line and left > 0 and not batch.preempted:
             self._admit(batch, left, now_s)
         if running.decodes.count or batch.complete or batch.chunks:
             self._advance(batch)
@@ -116,9 +117,10 @@ class Batcher:
 
     def note_changes(self) -> None:
         """Evictions may have changed what waiting calls would find in the cache."""
-        for owner in self.pool.changed:
-            self.waiting.changed(owner)
-        self.pool.changed.clear()
+        if self.pool.changed:
+            for owner in self.pool.changed:
+                self.waiting.changed(owner)
+            self.pool.changed.clear()
 
     def _run(self, batch: Batch, now_s: float) -> int:
         """Give the running their tokens; returns how many the step has left."""
@@ -129,7 +131,8 @@ class Batcher:
             need += -(-(call.computed + tokens) // bt) - call.chain.shared - call.chain.own
         if left < 0 or need > pool.free:
             return self._run_each(batch, now_s)
-        pool.take(decodes_need)
+        if decodes_need:
+            pool.take(decodes_need)
         for call, tokens in plan:
             self.prefill(batch, call, tokens)
         return left

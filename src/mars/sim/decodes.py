@@ -31,6 +31,8 @@ class Decodes:
     def ended_by(self, step: int) -> list[Call]:
         """Whose last step this is, or was; they are still among the decodes."""
         ended: list[Call] = []
+        if not self._ends or self._ends[0][0] > step:
+            return ended
         while self._ends and self._ends[0][0] <= step:
             last, _, call = heapq.heappop(self._ends)
             if call.is_decode and call.last == last:

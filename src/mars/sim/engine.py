@@ -160,7 +160,7 @@ class SimEngine:
             took_s = a + b * batch.context_tokens
         flight = _Flight(batch, start_s, start_s + took_s, start_s)
         flight.parts.append((batch.all_tokens, took_s))
-        if not (self._micro or any(other.batch.ended for other in self._flights)):
+        if not self._micro and not (self._flights and self._flights[-1].batch.ended):
             seen_s = min(horizon_s, self._strides.next_change_s(now_s))
             if batch.chunks:
                 self._more_chunks(flight, now_s, seen_s)
@@ -194,8 +194,13 @@ class SimEngine:
         batch, start_s, lag = flight.batch, flight.start_s, self._set.lag
         a, b = self._cost.decode_line(batch.decodes)
         p, q = a + b * batch.context_tokens, b * batch.decodes
-        most = _within(p, q, seen_s - start_s) + (lag if seen_s > start_s else 0)
-        most = min(most, _within(p, q, self._sampled_s + self._sample_s - start_s))
+        most = self._strides.most_decodes(batch)
+        if most and seen_s < inf:
+            most = min(
+                most, _within(p, q, seen_s - start_s, most) + (lag if seen_s > start_s else 0)
+            )
+        if most and self._sample_s < inf:
+            most = _within(p, q, self._sampled_s + self._sample_s - start_s, most)
         steps = self._strides.decodes(batch, most, now_s) if most else 0
         if not steps:
             return
@@ -230,12 +235,12 @@ class SimEngine:
         )
 
 
-def _within(p: float, q: float, horizon_s: float) -> int:
-    """The most steps m with D(m) = p m + q m (m - 1) / 2 < horizon_s, at least 0."""
+def _within(p: float, q: float, horizon_s: float, most: int) -> int:
+    """The most steps m <= `most` with D(m) = p m + q m (m - 1) / 2 < horizon_s, at least 0."""
     if horizon_s <= 0.0:
         return 0
-    if horizon_s == inf:
-        return 1 << 30
+    if p * most + q * most * (most - 1) / 2.0 < horizon_s:
+        return most
     half = p - q / 2.0
     steps = 2.0 * horizon_s / (half + math.sqrt(half * half + 2.0 * q * horizon_s))
     m = max(0, math.ceil(steps) - 1)

@@ -120,8 +120,10 @@ class KvPool:
 
     def grow(self, chain: Chain, blocks: int, hashed_blocks: int) -> None:
         """Own `blocks` in all, of which the first `hashed_blocks` are then full and hashed."""
-        self.take(blocks - chain.shared - chain.own)
-        chain.own = blocks - chain.shared
+        more = blocks - chain.shared - chain.own
+        if more:
+            self.take(more)
+            chain.own += more
         self.hash(chain, hashed_blocks)
 
     def hash(self, chain: Chain, hashed_blocks: int) -> None:

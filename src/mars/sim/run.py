@@ -188,7 +188,8 @@ class Simulation:
             else:
                 agenda.now_s = due_s
                 engine.act(next_s)
-                self._hear_engine()
+                if engine.facts:
+                    self._hear_engine()
         engine.batcher.check()
         return Outcome(
             events=self._log,

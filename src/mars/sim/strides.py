@@ -29,17 +29,23 @@ class Strides:
             at_s = min(at_s, batcher.waiting.next_change_s())
         return at_s
 
+    def most_decodes(self, batch: Batch) -> int:
+        """How often a step can be repeated before one of its decodes ends; 0: it is none of
+        decodes alone.
+        """
+        running = self._batcher.running
+        if not _calm(batch) or batch.chunks or batch.decodes != running.decodes.count:
+            return 0
+        return running.decodes.next_end() - running.step
+
     def decodes(self, batch: Batch, most: int, now_s: float) -> int:
-        """Repeat a step of decodes, at most so many times; returns how often it was."""
+        """Repeat a step of decodes, `most` times (`most_decodes` allows it) if memory suffices and
+        no waiting call's worth changes; returns how often it was.
+        """
         batcher, running = self._batcher, self._batcher.running
         decodes, step = running.decodes, running.step
-        if not _calm(batch) or batch.chunks or batch.decodes != decodes.count:
-            return 0
-        steps = min(most, decodes.next_end() - step)
-        if steps <= 0:
-            return 0
-        blocks = self._calm_blocks(decodes.need(step + 1, steps))
-        steps = decodes.affordable(step + 1, steps, blocks) if blocks >= 0 else 0
+        blocks = self._calm_blocks(decodes.need(step + 1, most))
+        steps = decodes.affordable(step + 1, most, blocks) if blocks >= 0 else 0
         if not steps:
             return 0
         last_need = decodes.need(step + steps)

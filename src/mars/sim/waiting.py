@@ -2,7 +2,6 @@
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from math import inf
 from operator import attrgetter
 
@@ -19,26 +18,21 @@ class WaitingLine:
         self._live = ordering.live
         self._block_tokens = block_tokens
         self._sees_cache = sees_cache
-        self._line: list[Call] = []
+        self.line: list[Call] = []
+        """In order; not to be changed but by the methods here."""
         self._by_chain: dict[Chain, Call] = {}
         self._stale: set[Call] = set()
         self._until: list[tuple[float, int, Call]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._line)
-
     def __len__(self) -> int:
-        return len(self._line)
-
-    def __iter__(self) -> Iterator[Call]:
-        return iter(self._line)
+        return len(self.line)
 
     def __contains__(self, call: Call) -> bool:
         return self._by_chain.get(call.chain) is call
 
     @property
     def head(self) -> Call:
-        return self._line[0]
+        return self.line[0]
 
     @property
     def is_stale(self) -> bool:
@@ -48,11 +42,11 @@ class WaitingLine:
     def add(self, call: Call, now_s: float) -> None:
         if self._live or not call.key:
             call.key = self._ask(call, now_s)
-        insort(self._line, call, key=_key)
+        insort(self.line, call, key=_key)
         self._by_chain[call.chain] = call
 
     def remove(self, call: Call) -> None:
-        del self._line[self._place(call)]
+        del self.line[self._place(call)]
         del self._by_chain[call.chain]
         self._stale.discard(call)
 
@@ -65,7 +59,7 @@ class WaitingLine:
             if call is not None:
                 self._stale.add(call)
         else:
-            self._stale.update(call for call in self._line if call.chain.prefix is owner)
+            self._stale.update(call for call in self.line if call.chain.prefix is owner)
 
     def rank(self, now_s: float) -> None:
         """Ask again for every key that can have changed."""
@@ -79,9 +73,9 @@ class WaitingLine:
         for call in sorted(self._stale, key=_key):
             key = self._ask(call, now_s)
             if key != call.key:
-                del self._line[self._place(call)]
+                del self.line[self._place(call)]
                 call.key = key
-                insort(self._line, call, key=_key)
+                insort(self.line, call, key=_key)
         self._stale.clear()
 
     def next_change_s(self) -> float:
@@ -96,14 +90,14 @@ class WaitingLine:
         if not self._live:
             return inf
         if isinstance(owner, Prefix):
-            return 0 if any(call.chain.prefix is owner for call in self._line) else inf
+            return 0 if any(call.chain.prefix is owner for call in self.line) else inf
         call = self._by_chain.get(owner)
         if call is None or call.most_uncached == inf:
             return inf
         return max(0, int(call.most_uncached - call.view.uncached_tokens) // self._block_tokens)
 
     def _place(self, call: Call) -> int:
-        return bisect_left(self._line, call.key, key=_key)
+        return bisect_left(self.line, call.key, key=_key)
 
     def _ask(self, call: Call, now_s: float) -> Key:
         view = call.view
