@@ -175,12 +175,15 @@ LONG = TEXT.replace("sessions = 6", "sessions = 40")
 def under_way(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A grid of which some rows are there, in a process group of its own."""
     options = ["--out", str(tmp_path / "run"), "--jobs", "2"]
+    # What a shell runs in the background ignores Ctrl-C, and so would its children.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "mars", "compare", str(grid_file(tmp_path, LONG)), *options],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    signal.signal(signal.SIGINT, ours)
     journal = tmp_path / "run" / "rows.jsonl"
     try:
         until(lambda: journal.is_file() and journal.read_bytes().count(b"\n") >= 2)
