@@ -4,14 +4,12 @@
                  to the control plane, the engine and the log, and carries out what is decided
     simulate     sessions in, facts out
 
-Time is a heap of what will happen; ties go by the order in which they were asked for, so a run is a
-function of its inputs.
+What a session is to do next stands in its `Play`, and nobody else looks there.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Final, assert_never
 
@@ -25,12 +23,13 @@ from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView
 from mars.policy.presets import Scheduling, build_admission, build_policy
-from mars.sim.call import Call
+from mars.sim.agenda import Agenda
 from mars.sim.cost import Cost
 from mars.sim.engine import EngineSettings, SimEngine
-from mars.sim.kv import Chain, Prefix
+from mars.sim.kv import Prefix
+from mars.sim.play import Play, check_fits
 from mars.sim.tools import ToolPool, ToolSettings
-from mars.workload.trace import Recorded, Turn
+from mars.workload.trace import Recorded
 
 BYTES_PER_TOKEN = 4
 """English text; a gateway knows a newcomer's prompt in bytes only."""
@@ -85,51 +84,6 @@ def simulate(
     return Simulation(sessions, cost, settings, agents=agents, micro=micro).run()
 
 
-@dataclass(slots=True, eq=False)
-class _Play:
-    """A session and how far it is; nobody else sees what is still to come."""
-
-    recorded: Recorded
-    session_id: SessionId
-    prefix: Prefix | None
-    chain: Chain
-    number: int = -1
-    """Of its turn; -1: it has made no call."""
-    arrived_s: float = 0.0
-    context_tokens: int = 0
-    tools: int = 0
-    """Tools of this turn that have started."""
-    is_admitted: bool = False
-    waits: bool = False
-    """At the gate, with a call."""
-    is_over: bool = False
-    call: Call | None = None
-    tool_id: ToolId | None = None
-
-    @property
-    def turn(self) -> Turn:
-        return self.recorded.turns[self.number]
-
-
-@dataclass(slots=True)
-class _Agenda:
-    now_s: float = 0.0
-    _due: list[tuple[float, int, Callable[[float], None]]] = field(default_factory=list)
-    _order: int = 0
-
-    def at(self, when_s: float, do: Callable[[float], None]) -> None:
-        self._order += 1
-        heapq.heappush(self._due, (when_s, self._order, do))
-
-    @property
-    def next_s(self) -> float:
-        return self._due[0][0] if self._due else inf
-
-    def take(self) -> None:
-        self.now_s, _, do = heapq.heappop(self._due)
-        do(self.now_s)
-
-
 class Simulation:
     def __init__(
         self,
@@ -141,7 +95,7 @@ class Simulation:
         micro: bool = False,
     ) -> None:
         self._set = settings
-        self._agenda = _Agenda()
+        self._agenda = Agenda()
         admission = build_admission(settings.scheduling)
         self._control = ControlPlane(admission)
         policy = build_policy(settings.scheduling)
@@ -150,7 +104,7 @@ class Simulation:
         self._engine = SimEngine(settings.engine, policy, cost, samples=self._steers, micro=micro)
         self._tools = ToolPool(settings.tools, emit=self._tell, at=self._agenda.at)
         self._prefixes: dict[str, Prefix] = {}
-        self._plays: dict[SessionId, _Play] = {}
+        self._plays: dict[SessionId, Play] = {}
         self._facts: deque[ev.Event] = deque()
         self._reactions: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionAdmitted: self._admitted,
@@ -161,7 +115,7 @@ class Simulation:
         self._log: list[ev.Event] = []
         self._first_token_s: dict[CallId, float] = {}
         self._left = len(sessions)
-        self._later: deque[_Play] = deque()
+        self._later: deque[Play] = deque()
         """Closed loop: sessions that wait for an agent."""
         for number, recorded in enumerate(sessions):
             play = self._play_of(recorded)
@@ -290,29 +244,17 @@ class Simulation:
 
     # -- a session's life -------------------------------------------------------------------------
 
-    def _play_of(self, recorded: Recorded) -> _Play:
+    def _play_of(self, recorded: Recorded) -> Play:
         session_id = SessionId(recorded.session_id)
         if session_id in self._plays:
             raise InputError(f"two sessions are called {session_id!r}")
-        self._check_fits(recorded)
+        check_fits(recorded, self._set.engine)
         prefix = None
         if blocks := recorded.shared_tokens // self._set.engine.block_tokens:
             prefix = self._prefixes.setdefault(recorded.shared_prefix, Prefix(blocks))
-        return _Play(recorded, session_id, prefix, _chain(prefix))
+        return Play(recorded, session_id, prefix)
 
-    def _check_fits(self, recorded: Recorded) -> None:
-        engine, context_tokens = self._set.engine, 0
-        for turn in recorded.turns:
-            context_tokens = turn.new_tokens + (0 if turn.reset else context_tokens)
-            context_tokens += turn.output_tokens
-            if -(-context_tokens // engine.block_tokens) > engine.kv_blocks:
-                raise InputError(
-                    f"session {recorded.session_id}: a call of {context_tokens} tokens does not "
-                    f"fit into `kv_blocks` {engine.kv_blocks} of {engine.block_tokens} tokens: "
-                    "give the engine more KV, or cap the contexts of the workload"
-                )
-
-    def _arriver(self, play: _Play) -> Callable[[float], None]:
+    def _arriver(self, play: Play) -> Callable[[float], None]:
         def arrive(now_s: float) -> None:
             play.waits, play.arrived_s = True, now_s
             self._tell(
@@ -337,7 +279,7 @@ class Simulation:
 
         return tick
 
-    def _come_back(self, play: _Play, now_s: float) -> None:
+    def _come_back(self, play: Play, now_s: float) -> None:
         """The next call of a session that was in before."""
         if play.is_over:
             return
@@ -354,13 +296,13 @@ class Simulation:
             )
         )
 
-    def _ask(self, play: _Play, now_s: float) -> None:
+    def _ask(self, play: Play, now_s: float) -> None:
         play.number += 1
         play.tools = 0
         turn = play.turn
         if turn.reset and play.number:
             play.context_tokens = 0
-            play.chain = _chain(play.prefix)
+            play.chain = play.fresh_chain()
         play.context_tokens += turn.new_tokens
         call_id = CallId(f"{play.session_id}/{play.number}")
         prompt_tokens = play.context_tokens
@@ -394,7 +336,7 @@ class Simulation:
         else:
             submit(now_s)
 
-    def _act(self, play: _Play, now_s: float) -> None:
+    def _act(self, play: Play, now_s: float) -> None:
         """The next tool of this turn; after the last one the client thinks, then comes back."""
         play.tool_id = None
         tools = play.turn.tools
@@ -408,7 +350,7 @@ class Simulation:
         else:
             self._come_back(play, now_s)
 
-    def _leave(self, play: _Play, now_s: float) -> None:
+    def _leave(self, play: Play, now_s: float) -> None:
         """The client gives up: whatever is under way for it ends."""
         if play.is_over:
             return
@@ -430,13 +372,9 @@ class Simulation:
             )
         self._end(play, now_s, "client left")
 
-    def _end(self, play: _Play, now_s: float, why: str) -> None:
+    def _end(self, play: Play, now_s: float, why: str) -> None:
         play.is_over = True
         self._left -= 1
         self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why))
         if self._later:
             self._agenda.at(now_s, self._arriver(self._later.popleft()))
-
-
-def _chain(prefix: Prefix | None) -> Chain:
-    return Chain() if prefix is None else Chain(prefix)
