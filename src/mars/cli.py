@@ -301,7 +301,7 @@ def policies() -> None:
     from mars.policy.presets import PRESETS
 
     for name, preset in PRESETS.items():
-        click.echo(f"{name:18} {preset.about}")
+        click.echo(f"{name:27} {preset.about}")
 
 
 @cli.command()

@@ -4,18 +4,15 @@ The page's content security policy names the hashes of its own two scripts (plot
 figures), so nothing that a log slips into the text can run, even if an escape were forgotten.
 """
 
-import hashlib
 import json
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import plotly.offline
-
 from mars.bench import charts
+from mars.bench.document import document
 from mars.bench.measure import Run, Summary
 from mars.bench.table import Grid, grids
 from mars.bench.why import why
@@ -65,8 +62,6 @@ class _Plot(NamedTuple):
 def write_page(run: Run, summary: Summary, path: Path) -> None:
     colours = charts.policy_colours(summary)
     plots = list(_plots(run, summary, colours))
-    library: str = plotly.offline.get_plotlyjs()
-    drawing = f"const FIGURES = {_figures_json(plots)};\n{_DRAW}"
     body = "\n".join(
         (
             *_opening(run, summary),
@@ -75,33 +70,11 @@ def write_page(run: Run, summary: Summary, path: Path) -> None:
             _settings(run.settings),
         )
     )
-    title = escape(run.folder.name)
+    figures = {plot.plot_id: plot.figure for plot in plots}
     path.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_security(library, drawing)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} - mars report</title><style>{_STYLE}</style></head>
-<body><main>{body}</main>
-<script>{library}</script>
-<script>{drawing}</script>
-</body></html>
-""",
+        document(title=run.folder.name, style=_STYLE, body=body, figures=figures, drawing=_DRAW),
         encoding="utf-8",
     )
-
-
-def _security(*scripts: str) -> str:
-    hashes = (b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    )
-
-
-def _figures_json(plots: list[_Plot]) -> str:
-    figures = {plot.plot_id: json.loads(plot.figure.to_json()) for plot in plots}
-    return json.dumps(figures).replace("<", "\\u003c")  # no "</script>" inside a script
 
 
 def _plots(run: Run, summary: Summary, colours: Mapping[str, str]) -> Iterator[_Plot]:

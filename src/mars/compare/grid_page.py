@@ -4,16 +4,12 @@ The page's content security policy names the hashes of its own two scripts, as t
 `mars.bench.page` does. A chart is drawn when it comes near the window: a grid has hundreds.
 """
 
-import hashlib
-import json
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import plotly.offline
-
+from mars.bench.document import document
 from mars.bench.table import Grid
 from mars.compare import grid_charts as charts
 from mars.compare.provenance import told
@@ -94,8 +90,6 @@ def write_page(summary: Summary, path: Path) -> None:
     looks = charts.looks(summary.policies)
     scenes = {scene: list(_scene(n, summary, scene, looks)) for n, scene in _numbered(summary)}
     whole = _whole(summary, looks)
-    library: str = plotly.offline.get_plotlyjs()
-    drawing = f"const FIGURES = {_figures([whole, *scenes.values()])};\n{_DRAW}"
     body = "\n".join(
         (
             *_opening(summary),
@@ -108,33 +102,17 @@ def write_page(summary: Summary, path: Path) -> None:
             *(_table(grid, "h3") for grid in means(summary)),
         )
     )
-    title = escape(summary.provenance.grid)
+    figures = {c.chart_id: c.figure for group in (whole, *scenes.values()) for c in group}
     path.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_security(library, drawing)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} - mars report</title><style>{_STYLE}</style></head>
-<body><main>{body}</main>
-<script>{library}</script>
-<script>{drawing}</script>
-</body></html>
-""",
+        document(
+            title=summary.provenance.grid,
+            style=_STYLE,
+            body=body,
+            figures=figures,
+            drawing=_DRAW,
+        ),
         encoding="utf-8",
     )
-
-
-def _security(*scripts: str) -> str:
-    hashes = (b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    )
-
-
-def _figures(groups: list[list[_Chart]]) -> str:
-    found = {c.chart_id: json.loads(c.figure.to_json()) for group in groups for c in group}
-    return json.dumps(found).replace("<", "\\u003c")  # no "</script>" inside a script
 
 
 def _numbered(summary: Summary) -> Iterator[tuple[int, str]]:
