@@ -154,7 +154,9 @@ class MarsMixin(_Base):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """The hook of vLLM for shortening a chunk."""
+        """The hook of vLLM for shortening a chunk; asked of every decode in every step as well."""
+        if num_new_tokens <= 1 and not self.num_prefill_lookahead:
+            return num_new_tokens
         tokens: int = super()._reserve_prefill_lookahead(
             request, num_computed_tokens, num_new_tokens
         )
