@@ -327,7 +327,8 @@ def calibrate(**options: Any) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--trace", default=Path("coding"), type=click.Path(path_type=Path), help="As played.")
 @click.option("--profile", required=True, help="A cost profile: a name, or a file of calibrate.")
-def fidelity(run: Path, trace: Path, profile: str) -> None:
+@click.option("--async-scheduling", is_flag=True, help="The engine's: vLLM's default on a GPU.")
+def fidelity(*, run: Path, trace: Path, profile: str, async_scheduling: bool) -> None:
     """Simulate the sessions of a replay and print them beside what really happened."""
     from mars.bench.command import find_trace
     from mars.bench.fidelity import fidelity_command
@@ -336,7 +337,7 @@ def fidelity(run: Path, trace: Path, profile: str) -> None:
     from mars.workload.trace import read_trace
 
     sessions = read_trace(find_trace(trace))[: read_run(run).settings["sessions"]]
-    fidelity_command(run, sessions, load_profile(profile))
+    fidelity_command(run, sessions, load_profile(profile), lag=int(async_scheduling))
 
 
 @cli.command("bench-scheduler")

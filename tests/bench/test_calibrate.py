@@ -102,18 +102,19 @@ ARGUMENTS = ["--block-size", "32", "--max-num-seqs", "4", "--max-num-batched-tok
 def head(load: str) -> dict[str, object]:
     return {
         "load": load,
-        "vllm_args": [*ARGUMENTS, "--enforce-eager"],
+        "vllm_args": ARGUMENTS,
         "settings": {"scheduling": {}, "tools": {"share": 2}},
     }
 
 
-def test_a_run_that_was_simulated_is_simulated_again_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_that_was_simulated_is_simulated_again_exactly(tmp_path: Path, lag: int) -> None:
     """Every setting of the run reaches the simulator."""
     profile = load_profile(profile_file(tmp_path, fit(points(TRUE))))
     settings = SimSettings(
         scheduling=Scheduling(policy="mars"),
         engine=EngineSettings(
-            kv_blocks=639, block_tokens=32, step_tokens=256, most_calls=4, lag=0,
+            kv_blocks=639, block_tokens=32, step_tokens=256, most_calls=4, lag=lag,
             api_s=profile.api_s, api_token_s=profile.api_token_s, sample_s=0.2,
         ),
         tools=ToolSettings(cores=3, share=2, start_s=0.1),
@@ -127,7 +128,7 @@ def test_a_run_that_was_simulated_is_simulated_again_exactly(tmp_path: Path) -> 
         rounds={"mars": [one]},
         notes=[],
     )
-    (of,) = compare(run, SESSIONS, profile)
+    (of,) = compare(run, SESSIONS, profile, lag=lag)
     assert of.off_frac == pytest.approx(0.0, abs=1e-9)
     assert of.simulated_hits == of.real_hits
 
@@ -136,4 +137,4 @@ def test_an_open_loop_run_is_refused(tmp_path: Path) -> None:
     profile = load_profile(profile_file(tmp_path, fit(points(TRUE))))
     run = Run(folder=tmp_path, wall_s=0.0, settings=head("open loop, 1"), rounds={}, notes=[])
     with pytest.raises(InputError, match="only closed-loop runs"):
-        compare(run, SESSIONS, profile)
+        compare(run, SESSIONS, profile, lag=0)

@@ -45,13 +45,20 @@ class Compared:
         return self.simulated_s / self.real_s - 1.0
 
 
-def compare(run: Run, sessions: Sequence[Recorded], profile: Profile) -> list[Compared]:
-    """One line per policy of the run. Raises InputError when the run cannot be simulated."""
+def compare(
+    run: Run, sessions: Sequence[Recorded], profile: Profile, *, lag: int
+) -> list[Compared]:
+    """One line per policy of the run; `lag` as in EngineSettings, for no run tells it.
+
+    Raises InputError when the run cannot be simulated.
+    """
     agents = _agents(run.settings)
     compared = []
     for policy, rounds in run.rounds.items():
         real = figures(rounds)
-        outcome = simulate(sessions, profile.cost(), _settings(run, policy, profile), agents=agents)
+        outcome = simulate(
+            sessions, profile.cost(), _settings(run, policy, profile, lag), agents=agents
+        )
         end_s = max(e.at_s for e in outcome.events)
         simulated = figures(
             [Round(policy=policy, repeat=0, started_s=0.0, ended_s=end_s, events=outcome.events)]
@@ -76,7 +83,7 @@ def _agents(head: dict[str, Any]) -> int:
     return int(words[2])
 
 
-def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
+def _settings(run: Run, policy: str, profile: Profile, lag: int) -> SimSettings:
     head = run.settings
     arguments: list[str] = head["vllm_args"]
     scheduling = {**head["settings"]["scheduling"], "policy": policy}
@@ -92,7 +99,7 @@ def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
             block_tokens=block_tokens,
             step_tokens=given(arguments, "--max-num-batched-tokens") or 8192,
             most_calls=given(arguments, "--max-num-seqs") or 256,
-            lag=0 if "--enforce-eager" in arguments else 1,
+            lag=lag,
             api_s=profile.api_s,
             api_token_s=profile.api_token_s,
             sample_s=0.2,
@@ -105,9 +112,11 @@ def _settings(run: Run, policy: str, profile: Profile) -> SimSettings:
     )
 
 
-def fidelity_command(folder: Path, sessions: Sequence[Recorded], profile: Profile) -> None:
+def fidelity_command(
+    folder: Path, sessions: Sequence[Recorded], profile: Profile, *, lag: int
+) -> None:
     """Print real beside simulated, and whether both rank the policies alike."""
-    compared = compare(read_run(folder), sessions, profile)
+    compared = compare(read_run(folder), sessions, profile, lag=lag)
     table = Table(
         "policy", "real (s)", "rounds", "simulated (s)", "off", "real hits", "simulated hits",
         title="Mean session time",
