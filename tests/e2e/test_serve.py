@@ -172,12 +172,13 @@ def test_an_engine_that_dies_in_mid_stream_is_an_error_to_its_client_and_ends_se
 ) -> None:
     served = serve()
     served.wait_until_ready()
+    engine = served.part("api_server.entry")  # looked up first: beside a busy engine it takes long
     stream = served.client.completions.create(
         model=served.model, prompt=list(range(300, 900)), max_tokens=5000, stream=True,
         extra_body={"ignore_eos": True},
     )  # fmt: skip
     next(iter(stream))
-    os.kill(served.part("api_server.entry"), signal.SIGKILL)
+    os.kill(engine, signal.SIGKILL)
     with pytest.raises(openai.OpenAIError):
         list(stream)
     said = served.rest()
