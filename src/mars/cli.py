@@ -143,6 +143,7 @@ def gateway(
 
 
 @cli.command()
+@click.option("--policy", help="Default: mars.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: any free one.")
 @click.option("--publish", metavar="ENDPOINT", help="Publish tool facts, e.g. ipc:///run/mars/tl.")
@@ -150,6 +151,7 @@ def gateway(
 @_settings
 def tools(
     *,
+    policy: str | None,
     host: str,
     port: int,
     publish: str | None,
@@ -163,13 +165,15 @@ def tools(
     import uvloop
 
     from mars.config import load_settings
+    from mars.policy.presets import build_tool_order
     from mars.tools.client import default_state_file
     from mars.tools.server import serve as serve_tools
 
-    settings = load_settings(config, overrides)
+    settings = load_settings(config, overrides, policy)
     uvloop.run(
         serve_tools(
             settings.tools,
+            build_tool_order(settings.scheduling),
             host=host,
             port=port,
             token=secrets.token_urlsafe(32),
@@ -260,6 +264,27 @@ def report(*, run: Path, as_json: bool, page: Path | None, markdown: Path | None
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("session", required=False)
+@click.option("--policy", help="Of a replay: the rounds of one policy.")
+@click.option("--repeat", type=click.IntRange(min=0), help="Of a replay: one repetition, from 0.")
+@click.option("--stay", type=click.IntRange(min=1), help="Of an id that came again. Default: last.")
+@click.option("--around", "around_s", type=float, help="Only the facts nearest to this second.")
+@click.option("--last", type=click.IntRange(min=1), help="Only the last N facts.")
+@click.option("--all", "everything", is_flag=True, help="Do not fold a long life, or cut the list.")
+@click.option("--json", "as_json", is_flag=True, help="The same for programs, never folded.")
+def explain(*, policy: str | None, repeat: int | None, stay: int | None, **options: Any) -> None:
+    """One session's life, fact by fact, with the reasons; without SESSION: the slowest ones.
+
+    RUN is an event log, or the folder of `mars serve` or `mars replay`. SESSION is an id or its
+    beginning.
+    """
+    from mars.bench.explain_command import Choice, explain_command
+
+    explain_command(choice=Choice(policy=policy, repeat=repeat, stay=stay), **options)
+
+
+@cli.command()
 @click.option("--profile", required=True, help="GPU/model, for example h100-nvl/qwen3-coder-30b.")
 @click.option("--workload", required=True, help="A class (swe, ...), FILE.toml or TRACE.jsonl.")
 @click.option("--policy", "policies", default="mars", show_default=True, help="A,B: a column each.")
@@ -297,7 +322,7 @@ def compare(config: Path, folder: Path | None, jobs: int | None) -> None:
 
 @cli.command()
 def policies() -> None:
-    """List the policies: who enters, who runs, what stays warm."""
+    """List the policies: who enters, who runs, what stays warm, who gets cores."""
     from mars.policy.presets import PRESETS
 
     for name, preset in PRESETS.items():

@@ -80,9 +80,9 @@ def test_the_log_tells_of_the_same_run(mars: Mars, tmp_path: Path) -> None:
 
 
 def test_settings_reach_the_policy(mars: Mars) -> None:
-    plain = json.loads(mars(*SIMULATE, "--json", "--rate", "5"))
-    narrow = "scheduling.window.first=1"
-    narrowed = json.loads(mars(*SIMULATE, "--json", "--rate", "5", "--set", narrow))
+    crowded = (*SIMULATE, "--json", "--rate", "5", "--policy", "mars")
+    plain = json.loads(mars(*crowded))
+    narrowed = json.loads(mars(*crowded, "--set", "scheduling.residency.overcommit=0.01"))
     assert narrowed["gate_wait_mean_s"] > plain["gate_wait_mean_s"]
 
 

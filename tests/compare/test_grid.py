@@ -47,6 +47,18 @@ def test_a_chunk_is_every_policy_on_the_same_sessions(tmp_path: Path) -> None:
         assert len({msgspec.structs.replace(run, scheduling=Scheduling()) for run in chunk}) == 1
 
 
+def test_an_extra_block_may_name_policies_of_its_own(tmp_path: Path) -> None:
+    extra = (
+        '[[extra]]\npolicies = ["mars-paper"]\n[[extra]]\ntool_cores = [4]\npolicies = ["fcfs"]\n'
+    )
+    plain, more = runs(mini(tmp_path, TEXT)), runs(mini(tmp_path, TEXT + extra))
+    policies = {
+        run.tool_cores: [r.scheduling.policy for r in chunk] for chunk in more for run in chunk
+    }
+    assert policies[16] == [*(run.scheduling.policy for run in plain[0]), "mars-paper"]
+    assert policies[4] == ["fcfs"]
+
+
 def test_extra_cells_add_what_the_product_lacks(tmp_path: Path) -> None:
     extra = "[[extra]]\nrhos = [1.0, 2.0]\n[[extra]]\ntool_cores = [4]\nrhos = [1.0]\n"
     chunks = runs(mini(tmp_path, TEXT + extra))

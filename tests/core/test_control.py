@@ -16,6 +16,7 @@ from mars.core.decisions import Admit, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.pressure import Pressure
+from mars.core.residency import Residency, ResidencySettings
 from mars.core.session import Phase, Session
 from mars.core.window import Window, WindowSettings
 
@@ -60,16 +61,25 @@ class AdmitTwice(Open):
 
 
 class Restless(Open):
-    """An instrument: sends back whoever rests, and lets in half of them before they return."""
+    """An instrument: sends back whoever rests, and lets in half of them before they return.
+
+    Nobody of whom it has decided something that is not carried out yet: such a session only looks
+    as if it rested.
+    """
 
     steers = True
 
     def __init__(self) -> None:
         self.away: list[SessionId] = []
+        self.orders: list[SessionId] = []  # not carried out
 
     def observe(self, event: ev.Event) -> None:
         if isinstance(event, ev.SessionReturned | ev.SessionEnded):
             self.away = [away for away in self.away if away != event.session_id]
+        if isinstance(event, ev.SessionEnded):
+            self.orders = [order for order in self.orders if order != event.session_id]
+        if isinstance(event, ev.SessionAdmitted | ev.SessionPaused):
+            self.orders.remove(event.session_id)
 
     def choose(
         self,
@@ -80,9 +90,11 @@ class Restless(Open):
     ) -> Verdict:
         back = self.away[:1] if len(self.away) > 1 else []
         self.away = self.away[len(back) :]
-        at_rest = [it.session_id for it in active if it.phase is Phase.ACTING][:1]
+        resting = [it.session_id for it in active if it.phase is Phase.ACTING]
+        at_rest = [it for it in resting if it not in self.orders][:1]
         self.away += at_rest
         enter = [*gated][: 1 if len(active) - len(at_rest) < 2 else 0]
+        self.orders += [*back, *at_rest, *(view.session_id for view in enter)]
         return Verdict(
             admit=[*let_in(enter, "room"), *(Admit(session_id=it, why="back") for it in back)],
             pause=[Pause(session_id=it, why="rests") for it in at_rest],
@@ -111,6 +123,7 @@ class PauseBusy(Open):
 ADMISSIONS: dict[str, Callable[[], Admission]] = {
     "open": Open,
     "window": lambda: Window(WindowSettings(first=2)),
+    "residency": lambda: Residency(ResidencySettings(first=2)),
     "never": NeverAdmit,
     "last first": LastFirst,
     "restless": Restless,

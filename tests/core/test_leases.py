@@ -1,4 +1,4 @@
-"""No core is lent twice, none is lost, and nobody who waits is overtaken."""
+"""No core is lent twice, none is lost, and nobody who waits is overtaken from behind its rank."""
 
 from collections.abc import Sequence
 
@@ -23,18 +23,23 @@ def tool(name: str) -> ToolId:
 class Book(RuleBasedStateMachine):
     """The book beside a list of who waits and a list of who runs, told only by its grants."""
 
+    ranked = False
+
     @initialize(cores=st.integers(1, 5), share=st.integers(1, 3))
     def open(self, cores: int, share: int) -> None:
         self.cores, self.share = cores, share
-        self.book = LeaseBook(range(cores), share)
+        self.ranks: dict[ToolId, float] = {}
+        rank = (lambda tool_id: (self.ranks[tool_id],)) if self.ranked else None
+        self.book = LeaseBook(range(cores), share, rank=rank)
         self.asked = 0
         self.queue: list[tuple[ToolId, int]] = []
         self.lent: dict[ToolId, tuple[int, ...]] = {}
 
-    @rule(cores=st.integers(1, 5))
-    def ask(self, cores: int) -> None:
+    @rule(cores=st.integers(1, 5), rank=st.integers(0, 3))
+    def ask(self, cores: int, rank: int) -> None:
         self.asked += 1
         tool_id = tool(str(self.asked))
+        self.ranks[tool_id] = rank
         if cores > self.cores:
             with pytest.raises(InputError):
                 self.book.ask(tool_id, cores)
@@ -63,13 +68,22 @@ class Book(RuleBasedStateMachine):
         self.queue.remove(item)
         self.carry_out(self.book.give_back(item[0]))
 
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data(), rank=st.integers(0, 3))
+    def rank_anew(self, data: st.DataObject, rank: int) -> None:
+        """It takes effect when somebody next asks or gives back."""
+        tool_id, _ = data.draw(st.sampled_from(self.queue))
+        self.ranks[tool_id] = rank
+        self.carry_out(self.book.give_back(tool("unknown")))
+
     @rule()
     def give_back_what_nobody_knows(self) -> None:
         assert self.book.give_back(tool("unknown")) == []
 
     def carry_out(self, grants: list[Grant]) -> None:
         for grant in grants:
-            tool_id, cores = self.queue.pop(0)
+            tool_id, cores = self.first()
+            self.queue.remove((tool_id, cores))
             assert grant.tool_id == tool_id, "somebody was overtaken"
             assert len(set(grant.cores)) == len(grant.cores) == cores
             left = set(self.free()) - set(grant.cores)
@@ -77,6 +91,12 @@ class Book(RuleBasedStateMachine):
             busiest = max(self.load(core) for core in grant.cores)
             assert all(self.load(core) >= busiest for core in left), "a calmer core was free"
             self.lent[tool_id] = grant.cores
+
+    def first(self) -> tuple[ToolId, int]:
+        """Of the least rank; among equals who asked first."""
+        if not self.ranked:
+            return self.queue[0]
+        return min(self.queue, key=lambda item: self.ranks[item[0]])
 
     def load(self, core: int) -> int:
         return sum(core in cores for cores in self.lent.values())
@@ -93,7 +113,7 @@ class Book(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_what_is_free(self) -> None:
-        assert not self.queue or self.queue[0][1] > len(self.free())
+        assert not self.queue or self.first()[1] > len(self.free())
 
     def teardown(self) -> None:
         """Everybody who waits gets cores in the end."""
@@ -107,7 +127,55 @@ class Book(RuleBasedStateMachine):
         assert (self.book.running, self.book.waiting) == (0, 0)
 
 
+class RankedBook(Book):
+    """The same under a rank that changes while calls wait."""
+
+    ranked = True
+
+
 TestBook = Book.TestCase
+TestRankedBook = RankedBook.TestCase
+
+
+def test_the_least_rank_is_first_and_the_rank_is_asked_only_for_a_choice() -> None:
+    ranks = {tool("long"): 9.0, tool("short"): 1.0, tool("middle"): 5.0}
+    asked: list[ToolId] = []
+
+    def rank(tool_id: ToolId) -> tuple[float, ...]:
+        asked.append(tool_id)
+        return (ranks[tool_id],)
+
+    book = LeaseBook([0], rank=rank)
+    assert ids(book.ask(tool("first"), 1)) == ["first"]
+    for name in ranks:
+        assert book.ask(name, 1) == []
+    assert asked == [], "nobody alone and nobody without a core is ranked"
+    assert ids(book.give_back(tool("first"))) == ["short"]
+    assert ids(book.give_back(tool("short"))) == ["middle"]
+    asked.clear()
+    assert ids(book.give_back(tool("middle"))) == ["long"]
+    assert asked == []
+
+
+def test_a_wide_call_that_ranks_first_is_not_overtaken() -> None:
+    ranks = {tool("wide"): 1.0, tool("late"): 2.0, tool("before"): 0.0}
+    book = LeaseBook(range(2), rank=lambda tool_id: (ranks[tool_id],))
+    for name in ("a", "b"):
+        book.ask(tool(name), 1)
+    assert book.ask(tool("wide"), 2) == book.ask(tool("late"), 1) == []
+    assert book.give_back(tool("a")) == [], "a core is free, but who is first needs two"
+    assert ids(book.ask(tool("before"), 1)) == ["before"], "who ranks before it may pass"
+    assert book.give_back(tool("before")) == []
+    assert ids(book.give_back(tool("b"))) == ["wide"]
+    assert ids(book.give_back(tool("wide"))) == ["late"]
+
+
+def test_what_is_checked_is_not_queued() -> None:
+    book = LeaseBook([0, 1])
+    book.check_ask(tool("a"), 2)
+    assert (book.running, book.waiting) == (0, 0)
+    with pytest.raises(InputError, match="this server lends 2"):
+        book.check_ask(tool("a"), 3)
 
 
 def test_a_call_for_two_cores_is_not_starved_by_calls_for_one() -> None:

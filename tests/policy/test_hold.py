@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView, IdleStage, IdleView, KeepNothing
-from mars.policy.mars import HoldSettings, SkiRental
+from mars.policy.mars_paper import HoldSettings, SkiRental
 
 S = SessionId("s")
 

@@ -15,6 +15,8 @@ from mars.sim.engine import EngineSettings
 from mars.sim.profiles import load_profile
 from mars.sim.run import Outcome, SimSettings, Simulation, simulate
 from mars.sim.tools import ToolSettings
+from mars.workload.make import make
+from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Recorded
 
 from .workloads import random_sessions
@@ -58,6 +60,29 @@ def test_macro_steps_change_nothing(policy: str, lag: int) -> None:
         assert macro.steps == micro.steps
         steps, macro_steps = steps + macro.steps, macro_steps + macro.macro_steps
     assert macro_steps < steps / 5
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mars", "mars_preview", "autellix-released"])
+def test_macro_steps_change_nothing_in_a_long_crowded_run(policy: str) -> None:
+    """Each fact whole, times to 1e-6 s: small errors have a thousand facts to grow in."""
+    swe = msgspec.convert(
+        {"kind": "synthetic", "class": "swe", "max_context_tokens": 30_000}, Synthetic
+    )
+    given = SimSettings(
+        scheduling=Scheduling(policy=policy),
+        engine=EngineSettings(kv_blocks=4000, step_tokens=2048, sample_s=1.0),
+    )
+    sessions = make(swe, 40, 0.3, 1)
+    macro, micro = simulate(sessions, COST, given), simulate(sessions, COST, given, micro=True)
+    for one, other in zip(macro.events, micro.events, strict=True):
+        assert type(one) is type(other)
+        for field in one.__struct_fields__:
+            if field != "why":
+                expected = getattr(other, field)
+                if isinstance(expected, float):
+                    expected = pytest.approx(expected, abs=1e-6)
+                assert getattr(one, field) == expected, f"{field}: {one}, {other}"
+    assert macro.first_token_s == pytest.approx(micro.first_token_s, abs=1e-6)
 
 
 @pytest.mark.parametrize("policy", PRESETS)

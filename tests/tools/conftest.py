@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from mars.core.events import Event, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
+from mars.policy.tool_order import Fifo, ToolOrder
 from mars.tools.client import ToolClient
 from mars.tools.runtime import ToolRuntime
 from mars.tools.server import build_app
@@ -103,12 +104,12 @@ def all_gone() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def serving(**settings: object) -> AsyncIterator[Rig]:
-    """Yields a server that lends core 0, unless `settings` says otherwise."""
+async def serving(order: ToolOrder | None = None, **settings: object) -> AsyncIterator[Rig]:
+    """Yields a server that lends core 0, unless `settings` says otherwise; None: `Fifo`."""
     known: dict[str, object] = {"cores": (0,), "grace_s": 0.5}
     lent = ToolSettings(**(known | settings))  # type: ignore[arg-type]
     events: list[Event] = []
-    app = build_app(lent, TOKEN, events.append)
+    app = build_app(lent, TOKEN, events.append, order or Fifo())
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning"))

@@ -104,10 +104,11 @@ async def server_process(folder: Path) -> AsyncIterator[ServerProcess]:
     text = f"""
 import uvloop
 from pathlib import Path
+from mars.policy.tool_order import Fifo
 from mars.tools.server import serve
 from mars.tools.settings import ToolSettings
-uvloop.run(serve(ToolSettings(cores=(0,), grace_s=0.3), host="127.0.0.1", port=0, token="secret",
-                 publish={endpoint!r}, state_file=Path({str(state_file)!r})))
+uvloop.run(serve(ToolSettings(cores=(0,), grace_s=0.3), Fifo(), host="127.0.0.1", port=0,
+                 token="secret", publish={endpoint!r}, state_file=Path({str(state_file)!r})))
 print("ended well")
 """
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}

@@ -3,9 +3,12 @@
 import asyncio
 from pathlib import Path
 
-from tests.tools.conftest import serving, until
+import pytest
+from tests.tools.conftest import request, serving, until
 
+from mars.core.errors import InputError
 from mars.core.events import ToolStarted
+from mars.policy.tool_order import ShortestFirst, ToolOrderSettings
 
 
 async def test_the_second_waits_for_the_core(tmp_path: Path) -> None:
@@ -42,6 +45,31 @@ async def test_a_command_for_all_cores_is_not_overtaken(tmp_path: Path) -> None:
         await asyncio.gather(narrow, wide, late)
         started = [event.tool for event in rig.events if isinstance(event, ToolStarted)]
         assert started == ["sh", "wide", "late"]
+
+
+async def test_a_command_known_to_be_short_goes_first(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    order = ShortestFirst(ToolOrderSettings(tool_samples=1, patience_s=1e6))
+    async with serving(order) as rig:
+        await rig.sh("true", tool="short")
+        await rig.sh("sleep 0.3", tool="long")
+        first = asyncio.create_task(rig.sh(f"while [ ! -e {gate} ]; do sleep 0.01; done"))
+        await rig.started(3)
+        waiting = []
+        for number, name in enumerate(("long", "short", "long", "short"), 1):
+            waiting.append(asyncio.create_task(rig.sh("true", tool=name, session_id=str(number))))
+            await until(lambda: rig.runtime.book.waiting == len(waiting))
+        gate.touch()
+        await asyncio.gather(first, *waiting)
+        started = [(e.tool, e.session_id) for e in rig.events if isinstance(e, ToolStarted)]
+        assert started[3:] == [("short", "2"), ("short", "4"), ("long", "1"), ("long", "3")]
+
+
+async def test_a_command_for_too_many_cores_leaves_no_trace() -> None:
+    async with serving(ShortestFirst(ToolOrderSettings())) as rig:
+        with pytest.raises(InputError, match="asked for 2 cores"):
+            rig.runtime.open(request("true", cores=2))
+        assert rig.events == []
 
 
 async def test_cancelled_in_the_queue(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_held_memory_goes_before_a_running_call_is_preempted(engines: Engines) -
 
 
 def test_a_cold_call_waits_for_held_memory_a_bounded_time(engines: Engines) -> None:
-    patient = {"scheduling": {"policy": "mars", "hold": {"cold_wait_s": 0.3}}}
+    patient = {"scheduling": {"policy": "mars-paper", "hold": {"cold_wait_s": 0.3}}}
     engine = engines(blocks=200, mars=patient)
     turn(engine, "a", random_prompt(1, 1500))  # held for 0.64 s: 3,184 tokens at 5,000 a second
     engine.add("small", random_prompt(2, 100), 400, "b")  # somebody runs: the machine is not idle
@@ -115,6 +115,23 @@ def test_a_cold_call_waits_for_held_memory_a_bounded_time(engines: Engines) -> N
     assert "cold" in [r.request_id for r in engine.scheduler.running]
 
 
+def test_no_cold_call_takes_held_memory_while_anything_runs(engines: Engines) -> None:
+    engine = engines(blocks=200, mars=MARS)
+    turn(engine, "a", random_prompt(1, 1500))  # held for 2 s: nothing is known of gaps yet
+    engine.add("small", random_prompt(2, 100), 400, "b")
+    engine.step()
+    engine.add("cold", random_prompt(3, 2000), 2, "c")
+    for _ in range(19):
+        engine.step()
+        engines.clock.now_s += 0.1
+    assert "cold" in [r.request_id for r in engine.scheduler.waiting]
+    assert released(engines) == []
+    engines.clock.now_s += 0.2
+    engine.step()
+    assert released(engines) == ["expired"]
+    assert "cold" in [r.request_id for r in engine.scheduler.running]
+
+
 def test_a_hold_is_asked_again_when_the_tool_starts_and_ends(engines: Engines) -> None:
     engine = engines(blocks=300, mars=MARS)
     holds = engine.scheduler._holds
@@ -124,7 +141,7 @@ def test_a_hold_is_asked_again_when_the_tool_starts_and_ends(engines: Engines) -
     assert SessionId("a") in holds, "nothing is known of this tool yet"
     tool(engine, engines, ev.ToolFinished, run_s=500.0, **TOOL_END)
     assert SessionId("a") in holds, "its tool has ended: it is on its way back"
-    for _ in range(5):
+    for _ in range(20):  # `worth.samples`
         tool(engine, engines, ev.ToolFinished, run_s=500.0, **TOOL_END)
     tool(engine, engines, ev.ToolStarted, cores=(1,), wait_s=0.0)
     assert SessionId("a") not in holds, "this tool is known to take longer than the KV is worth"

@@ -69,18 +69,20 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 def runs(grid: Grid) -> list[list[Run]]:
     """Seed by seed, cell by cell: a chunk is every policy on the same sessions."""
-    cells = dict.fromkeys(_cells(grid))
+    cells: dict[Run, dict[str, None]] = {}
+    for cell, policies in _cells(grid):
+        cells.setdefault(cell, {}).update(dict.fromkeys(policies))
     return [
         [
             msgspec.structs.replace(cell, seed=seed, scheduling=grid.scheduling_of(policy))
-            for policy in grid.policies
+            for policy in policies
         ]
         for seed in grid.seeds
-        for cell in cells
+        for cell, policies in cells.items()
     ]
 
 
-def _cells(grid: Grid) -> Iterator[Run]:
+def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
     blocks: tuple[Grid | Extra, ...] = (grid, *grid.extra)
     for block in blocks:
         for profile, workload, rho, cores, band in product(
@@ -90,7 +92,7 @@ def _cells(grid: Grid) -> Iterator[Run]:
             block.tool_cores or grid.tool_cores,
             block.cost_band or grid.cost_band,
         ):
-            yield Run(
+            cell = Run(
                 profile=profile,
                 workload_name=workload,
                 workload=grid.workloads[workload],
@@ -100,6 +102,7 @@ def _cells(grid: Grid) -> Iterator[Run]:
                 engine=grid.engine,
                 sessions=grid.sessions,
             )
+            yield cell, block.policies or grid.policies
 
 
 def check(chunks: Sequence[Sequence[Run]]) -> list[str]:

@@ -70,6 +70,8 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rhos: Annotated[tuple[Rho, ...], Some] | None = None
     tool_cores: Annotated[tuple[Cores, ...], Some] | None = None
     cost_band: Annotated[tuple[Band, ...], Some] | None = None
+    policies: Annotated[tuple[str, ...], Some] | None = None
+    """Besides those that the same cell gets elsewhere."""
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,8 +97,10 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         for policy in self.policies:
             known_policy("policies", policy)
+        for policy in self.extra_policies:
+            known_policy("extra.policies", policy)
         for policy in self.scheduling:
-            if policy not in self.policies:
+            if policy not in (*self.policies, *self.extra_policies):
                 raise InputError(f"scheduling.{policy}: it is not one of `policies`")
         for extra in self.extra:
             for workload in extra.workloads or ():
@@ -106,6 +110,10 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise InputError(f"`{field}` names something twice")
+
+    @property
+    def extra_policies(self) -> tuple[str, ...]:
+        return tuple(policy for extra in self.extra for policy in extra.policies or ())
 
     def scheduling_of(self, policy: str) -> Scheduling:
         return msgspec.structs.replace(self.scheduling.get(policy, Scheduling()), policy=policy)

@@ -2,11 +2,13 @@
 
 A lease is a number of whole cores, and of bytes of memory if that is limited, for as long as a
 command's process tree lives. `share` leases may be on a core at once (1: a core belongs to one
-command). First come, first served; a tool call that does not fit is not overtaken, so a call for
-many cores cannot starve.
+command).
+
+Who goes first is the `rank`'s to say; by default, who asked first. Whoever is first and does not
+fit is not overtaken by those behind it, so a call for many cores is not starved by calls for few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mars.core.decisions import Grant
@@ -21,6 +23,8 @@ class LeaseBook:
     share: int = 1
     memory_bytes: int | None = None
     """For all leases together; None: not limited."""
+    rank: Callable[[ToolId], tuple[float, ...]] | None = None
+    """Ascending; asked when there is a core for one of several calls. None: who asked first."""
     _load: dict[int, int] = field(default_factory=dict)
     _queue: dict[ToolId, tuple[int, int]] = field(default_factory=dict)
     _leases: dict[ToolId, tuple[tuple[int, ...], int]] = field(default_factory=dict)
@@ -46,7 +50,13 @@ class LeaseBook:
         return len(self._load) * self.share
 
     def ask(self, tool_id: ToolId, cores: int, memory_bytes: int = 0) -> list[Grant]:
-        """Queue a tool call. Raises InputError when it could never be granted."""
+        """Queue a tool call. Raises InputError as `check_ask` does."""
+        self.check_ask(tool_id, cores, memory_bytes)
+        self._queue[tool_id] = (cores, memory_bytes)
+        return self._grant()
+
+    def check_ask(self, tool_id: ToolId, cores: int, memory_bytes: int = 0) -> None:
+        """Raise InputError when it could never be granted; else change nothing."""
         if not 1 <= cores <= len(self._load):
             raise InputError(
                 f"a tool asked for {cores} cores; this server lends {len(self._load)} at most"
@@ -57,8 +67,6 @@ class LeaseBook:
             )
         if tool_id in self._leases or tool_id in self._queue:
             raise InputError(f"tool call {tool_id} is already known")
-        self._queue[tool_id] = (cores, memory_bytes)
-        return self._grant()
 
     def give_back(self, tool_id: ToolId) -> list[Grant]:
         """End a lease or leave the queue; an id that is not known is no error (cancels race)."""
@@ -71,18 +79,10 @@ class LeaseBook:
 
     def _grant(self) -> list[Grant]:
         grants: list[Grant] = []
-        while self._queue:
-            tool_id, (cores, memory_bytes) = next(iter(self._queue.items()))
-            if (
-                self.memory_bytes is not None
-                and self._used_bytes + memory_bytes > self.memory_bytes
-            ):
-                break
-            free = sorted(
-                (core for core, load in self._load.items() if load < self.share),
-                key=lambda core: (self._load[core], core),
-            )
-            if len(free) < cores:
+        while self._queue and (free := self._free()):
+            tool_id = self._first()
+            cores, memory_bytes = self._queue[tool_id]
+            if len(free) < cores or not self._has_memory(memory_bytes):
                 break
             del self._queue[tool_id]
             lent = tuple(sorted(free[:cores]))
@@ -92,6 +92,19 @@ class LeaseBook:
             self._leases[tool_id] = (lent, memory_bytes)
             grants.append(Grant(tool_id=tool_id, cores=lent))
         return grants
+
+    def _first(self) -> ToolId:
+        if self.rank is None or len(self._queue) == 1:
+            return next(iter(self._queue))
+        return min(self._queue, key=self.rank)
+
+    def _free(self) -> list[int]:
+        """Cores that take one more lease, the calmest first."""
+        free = (core for core, load in self._load.items() if load < self.share)
+        return sorted(free, key=lambda core: (self._load[core], core))
+
+    def _has_memory(self, memory_bytes: int) -> bool:
+        return self.memory_bytes is None or self._used_bytes + memory_bytes <= self.memory_bytes
 
     def check(self) -> None:
         """Raise AssertionError when the book does not add up (tests call it after every event)."""

@@ -26,6 +26,8 @@ class Phase(enum.Enum):
     PAUSED = "paused"  # sent back: its tool may run on, its next call waits at the gate
     ENDED = "ended"
 
+    __hash__ = object.__hash__  # members are single; Enum's own is a Python call per look-up
+
 
 MOVES: Final[Mapping[tuple[Phase, type[ev.SessionEvent]], Phase]] = {
     (Phase.GATED, ev.SessionAdmitted): Phase.ACTING,

@@ -1,4 +1,4 @@
-"""Every system is a row of three parts; an ablation is a row too."""
+"""Every system is a row of four parts; an ablation is a row too."""
 
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
@@ -7,6 +7,7 @@ import msgspec
 
 from mars.core.admission import Admission, Open
 from mars.core.errors import InputError
+from mars.core.residency import Residency, ResidencySettings
 from mars.core.window import Window, WindowSettings
 from mars.policy.autellix import AutellixSettings, LeastServed
 from mars.policy.base import KeepNothing, Ordering, Policy, Retention
@@ -14,20 +15,27 @@ from mars.policy.concur import Concur, ConcurSettings
 from mars.policy.continuum import ContinuumSettings, DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.fcfs import Fcfs
 from mars.policy.infercept import InferceptSettings, LeastWaste
-from mars.policy.mars import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
+from mars.policy.mars_hold import WorthKeeping, WorthSettings
+from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
+from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
+from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
 
 
 class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which policy, and the settings of its parts (a part that a policy lacks ignores its own)."""
 
     policy: str = "mars"
+    residency: ResidencySettings = ResidencySettings()
+    least_left: LeastLeftSettings = LeastLeftSettings()
+    worth: WorthSettings = WorthSettings()
     window: WindowSettings = WindowSettings()
     order: OrderSettings = OrderSettings()
     hold: HoldSettings = HoldSettings()
+    tool_order: ToolOrderSettings = ToolOrderSettings()
     autellix: AutellixSettings = AutellixSettings()
     infercept: InferceptSettings = InferceptSettings()
     continuum: ContinuumSettings = ContinuumSettings()
@@ -51,11 +59,16 @@ class Preset(NamedTuple):
     admission: Callable[[Scheduling], Admission]
     ordering: Callable[[Scheduling], Ordering]
     retention: Callable[[Scheduling], Retention]
+    tools: Callable[[Scheduling], ToolOrder]
     about: str
 
 
 def _open(_: Scheduling) -> Admission:
     return Open()
+
+
+def _residency(s: Scheduling) -> Admission:
+    return Residency(s.residency)
 
 
 def _window(s: Scheduling) -> Admission:
@@ -86,12 +99,20 @@ def _session_fcfs(_: Scheduling) -> Ordering:
     return SessionFcfs()
 
 
+def _least_left(s: Scheduling) -> Ordering:
+    return LeastLeftFirst(s.least_left)
+
+
 def _continuations(s: Scheduling) -> Ordering:
     return ContinuationsFirst(s.order)
 
 
 def _nothing(_: Scheduling) -> Retention:
     return KeepNothing()
+
+
+def _worth(s: Scheduling) -> Retention:
+    return WorthKeeping(s.worth)
 
 
 def _ski_rental(s: Scheduling) -> Retention:
@@ -132,28 +153,49 @@ def _dynamic_ttl_released(s: Scheduling) -> Retention:
     return DynamicTtl(msgspec.structs.replace(s.continuum, reload_s_per_token=price))
 
 
+def _fifo(_: Scheduling) -> ToolOrder:
+    return Fifo()
+
+
+def _shortest(s: Scheduling) -> ToolOrder:
+    return ShortestFirst(s.tool_order)
+
+
 PRESETS: Final[Mapping[str, Preset]] = {
-    #                       who enters  who runs  what stays warm
-    "fcfs": Preset(_open, _fcfs, _nothing, "stock vLLM"),
-    "session_fcfs": Preset(_open, _session_fcfs, _nothing, "vLLM priority = session start"),
-    "autellix": Preset(_open, _least_served, _nothing, "PLAS: least served program first"),
+    #                       who enters  who runs  what stays warm  who gets cores
+    "fcfs": Preset(_open, _fcfs, _nothing, _fifo, "stock vLLM"),
+    "session_fcfs": Preset(_open, _session_fcfs, _nothing, _fifo, "vLLM priority = session start"),
+    "autellix": Preset(_open, _least_served, _nothing, _fifo, "PLAS: least served program first"),
     "autellix-released": Preset(
-        _open, _least_served_released, _nothing, "autellix, prompts cut to quanta"
+        _open, _least_served_released, _nothing, _fifo, "autellix, prompts cut to quanta"
     ),
-    "infercept": Preset(_open, _fcfs, _least_waste, "keep KV while that wastes less"),
-    "infercept-released": Preset(_open, _fcfs, _least_waste_released, "infercept, 200 us a token"),
-    "continuum": Preset(_open, _held_first, _static_ttl, "program FCFS, KV pinned for 2 s"),
-    "continuum-dynamic": Preset(_open, _held_first, _dynamic_ttl, "continuum, learned pin times"),
+    "infercept": Preset(_open, _fcfs, _least_waste, _fifo, "keep KV while that wastes less"),
+    "infercept-released": Preset(
+        _open, _fcfs, _least_waste_released, _fifo, "infercept, 200 us a token"
+    ),
+    "continuum": Preset(_open, _held_first, _static_ttl, _fifo, "program FCFS, KV pinned for 2 s"),
+    "continuum-dynamic": Preset(
+        _open, _held_first, _dynamic_ttl, _fifo, "continuum, learned pin times"
+    ),
     "continuum-dynamic-released": Preset(
-        _open, _held_first, _dynamic_ttl_released, "continuum-dynamic, 200 us a token"
+        _open, _held_first, _dynamic_ttl_released, _fifo, "continuum-dynamic, 200 us a token"
     ),
-    "thunderagent": Preset(_thunderagent, _fcfs, _nothing, "sends sessions back while KV is short"),
-    "concur": Preset(_concur, _fcfs, _nothing, "congestion window on KV use and cache hits"),
-    "mars_preview": Preset(_preview_window, _preview_levels, _nothing, "its published code"),
-    "mars": Preset(_window, _continuations, _ski_rental, "the paper's system"),
-    "mars-no-admission": Preset(_open, _continuations, _ski_rental, "mars, everybody enters"),
-    "mars-no-order": Preset(_window, _fcfs, _ski_rental, "mars, calls in order of arrival"),
-    "mars-no-hold": Preset(_window, _continuations, _nothing, "mars, nothing kept warm"),
+    "thunderagent": Preset(
+        _thunderagent, _fcfs, _nothing, _fifo, "sends sessions back while KV is short"
+    ),
+    "concur": Preset(_concur, _fcfs, _nothing, _fifo, "congestion window on KV use and cache hits"),
+    "mars_preview": Preset(_preview_window, _preview_levels, _nothing, _fifo, "its published code"),
+    "mars-paper": Preset(
+        _window, _continuations, _ski_rental, _fifo, "the paper's mechanisms, its faults mended"
+    ),
+    "mars": Preset(_residency, _least_left, _worth, _shortest, "ours"),
+    "mars-no-admission": Preset(_open, _least_left, _worth, _shortest, "mars, everybody enters"),
+    "mars-aimd": Preset(_window, _least_left, _worth, _shortest, "mars, the paper's gate"),
+    "mars-no-order": Preset(_residency, _fcfs, _worth, _shortest, "mars, calls as they come"),
+    "mars-no-hold": Preset(_residency, _least_left, _nothing, _shortest, "mars, nothing kept warm"),
+    "mars-no-tool-order": Preset(
+        _residency, _least_left, _worth, _fifo, "mars, tools as they come"
+    ),
 }
 
 
@@ -164,3 +206,7 @@ def build_admission(scheduling: Scheduling) -> Admission:
 def build_policy(scheduling: Scheduling) -> Policy:
     preset = PRESETS[scheduling.policy]
     return Policy(preset.ordering(scheduling), preset.retention(scheduling))
+
+
+def build_tool_order(scheduling: Scheduling) -> ToolOrder:
+    return PRESETS[scheduling.policy].tools(scheduling)

@@ -156,4 +156,4 @@ class Accounts:
     def _touched(self, session_id: SessionId) -> None:
         """What a policy has observed may change the key of a waiting call of this session."""
         if call := self._calls.get(session_id):
-            self._waiting.changed(call.chain)
+            self._waiting.touched(call.chain)

@@ -12,7 +12,7 @@ this beside the real scheduler.
 `lag` is 1 for asynchronous scheduling: a step is scheduled before the one before it is over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
@@ -112,36 +112,48 @@ class Batcher:
         if self.waiting.line and left > 0 and not batch.preempted:
             self._admit(batch, left, now_s)
         if running.decodes.count or batch.complete or batch.chunks:
-            self._advance(batch)
+            self.advance(batch)
         return batch
 
     def note_changes(self) -> None:
         """Evictions may have changed what waiting calls would find in the cache."""
         if self.pool.changed:
             for owner in self.pool.changed:
-                self.waiting.changed(owner)
+                self.waiting.recached(owner)
             self.pool.changed.clear()
 
     def _run(self, batch: Batch, now_s: float) -> int:
         """Give the running their tokens; returns how many the step has left."""
-        pool, bt = self.pool, self.pool.block_tokens
-        need = decodes_need = self.running.decodes.need(batch.index)
         plan, left = self.running.plan()
-        for call, tokens in plan:
-            need += -(-(call.computed + tokens) // bt) - call.chain.shared - call.chain.own
-        if left < 0 or need > pool.free:
+        if left < 0 or (need := self.need(batch.index, plan)) > self.pool.free:
             return self._run_each(batch, now_s)
-        if decodes_need:
-            pool.take(decodes_need)
-        for call, tokens in plan:
-            self.prefill(batch, call, tokens)
+        self.run(batch, plan, need)
         return left
 
-    def prefill(self, batch: Batch, call: Call, tokens: int) -> None:
-        """`tokens` more of a prompt are computed in this step."""
-        bt = self.pool.block_tokens
+    def need(self, step: int, plan: Sequence[tuple[Call, int]]) -> int:
+        """Blocks that decodes and planned chunks take in this step."""
+        need = self.running.decodes.need(step)
+        for call, tokens in plan:
+            need += self._chunk_need(call, tokens)
+        return need
+
+    def _chunk_need(self, call: Call, tokens: int) -> int:
+        chain = call.chain
+        return -(-(call.computed + tokens) // self.pool.block_tokens) - chain.shared - chain.own
+
+    def run(self, batch: Batch, plan: Sequence[tuple[Call, int]], need: int) -> None:
+        """Decodes and planned chunks get the blocks that they `need`, which are there."""
+        if need:
+            self.pool.take(need)
+        for call, tokens in plan:
+            self._prefill(batch, call, tokens)
+
+    def _prefill(self, batch: Batch, call: Call, tokens: int) -> None:
+        """`tokens` more of a prompt are computed in this step; their blocks have been taken."""
+        bt, chain = self.pool.block_tokens, call.chain
         computed = call.computed + tokens
-        self.pool.grow(call.chain, -(-computed // bt), computed // bt)
+        chain.own = -(-computed // bt) - chain.shared
+        self.pool.hash(chain, computed // bt)
         self._put(batch, call, tokens)
 
     def _put(self, batch: Batch, call: Call, tokens: int) -> None:
@@ -214,13 +226,15 @@ class Batcher:
         while left > 0 and self.admits:
             call = self.waiting.head
             hit = min(call.chain.cached_blocks, (call.tokens - 1) // bt)
-            tokens = min(running.chunk(call, call.tokens - hit * bt), left)
             if not self._make_room(call, hit, now_s):
+                batch.is_full = True
                 return
+            tokens = min(running.chunk(call, call.tokens - hit * bt), left)
             self.waiting.remove(call)
             self._start(call, hit, now_s)
             batch.started.append(call)
-            self.prefill(batch, call, tokens)
+            self.pool.take(self._chunk_need(call, tokens))
+            self._prefill(batch, call, tokens)
             if call.computed < call.tokens:
                 running.prefills.append(call)
             left -= tokens
@@ -253,7 +267,7 @@ class Batcher:
         self.running.is_sorted = False
         self._accounts.started(call, now_s)
 
-    def _advance(self, batch: Batch) -> None:
+    def advance(self, batch: Batch) -> None:
         """The step is taken: complete prompts become decodes, and who makes its last token in it
         is not scheduled again.
         """
@@ -289,9 +303,6 @@ class Batcher:
     # -- the step is over -------------------------------------------------------------------------
 
     def update(self, batch: Batch, now_s: float) -> None:
-        for call in batch.complete:
-            if call.first_token_s < 0.0:
-                call.first_token_s = now_s
         for call in batch.ended:
             self._finish(call, now_s)
         if batch.ended:

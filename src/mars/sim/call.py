@@ -44,11 +44,15 @@ class Call:
     """Computed in earlier runs, which a preemption ended."""
     started_s: float = -1.0
     first_token_s: float = -1.0
+    """When the step that makes it ends, from its scheduling on."""
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """One engine step, or `steps` alike ones in a row."""
+    """One engine step, or `steps` in a row between which nothing is decided.
+
+    Its decodes, contexts, chunks and complete prompts are those of the last step with chunks.
+    """
 
     index: int
     """Number of its last step."""
@@ -56,13 +60,15 @@ class Batch:
     decodes: int = 0
     """Calls that compute one token each (a one-token resume chunk costs like a decode)."""
     context_tokens: int = 0
-    """Sum of their contexts in the first step, the new tokens included."""
+    """Sum of their contexts, the new tokens included."""
     chunks: list[tuple[int, int]] = field(default_factory=list)
     """Prefill: (tokens, tokens computed before)."""
     started: list[Call] = field(default_factory=list)
     preempted: list[Call] = field(default_factory=list)
     complete: list[Call] = field(default_factory=list)
     """Whose prompt is complete with it: they make their first token."""
+    is_full: bool = False
+    """The next waiting call does not fit, and will not until somebody leaves or a hold may go."""
     ended: list[Call] = field(default_factory=list)
     """Who make their last token in it, in the order in which vLLM frees them."""
     tokens: dict[str, int] = field(default_factory=dict)
@@ -75,4 +81,4 @@ class Batch:
     @property
     def all_tokens(self) -> int:
         """In one step."""
-        return self.decodes + sum(n for n, _ in self.chunks)
+        return self.decodes + sum([n for n, _ in self.chunks]) if self.chunks else self.decodes

@@ -35,8 +35,8 @@ class Decodes:
             return ended
         while self._ends and self._ends[0][0] <= step:
             last, _, call = heapq.heappop(self._ends)
-            if call.is_decode and call.last == last:
-                ended.append(call)
+            if call.is_decode and call.last == last and call not in ended[-1:]:
+                ended.append(call)  # once, though it may have left and come back to the same end
         return ended
 
     def next_end(self) -> int:

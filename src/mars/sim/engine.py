@@ -8,9 +8,8 @@ Steps that are alike are taken at once (mars.sim.strides), up to the next thing 
 them: an event outside, the end of a hold, a key that ages, a sample that is due.
 """
 
-import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
 from mars.sim.cost import Cost
 from mars.sim.kv import Chain, KvPool
-from mars.sim.strides import Strides
+from mars.sim.strides import Strides, within
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0.0)]
@@ -59,8 +58,6 @@ class _Flight:
     end_s: float
     last_start_s: float
     """When the last of them starts."""
-    parts: list[tuple[int, float]] = field(default_factory=list)
-    """(tokens, seconds) of single steps, for the estimate of the prefill rate."""
 
 
 class SimEngine:
@@ -94,6 +91,8 @@ class SimEngine:
         self._strides = Strides(self.batcher, policy)
         self._inbox: list[EngineEvent] = []
         self._flights: deque[_Flight] = deque()
+        self._taken: deque[tuple[float, int, float]] = deque()
+        """Large steps that are not over: end, tokens, seconds; for the estimate of the rate."""
         self._free_s = 0.0
         self._schedule_s = inf
         self.due_s = inf
@@ -119,17 +118,31 @@ class SimEngine:
         self._inbox.append(event)
 
     def act(self, horizon_s: float) -> None:
-        """Do what is due at `due_s`; nothing outside will happen before `horizon_s`."""
-        now_s = self.due_s
-        if self._flights and self._flights[0].end_s <= now_s:
-            self._update(self._flights.popleft(), now_s)
-        else:
-            self._schedule(now_s, horizon_s)
-        self.due_s = self._schedule_s
-        if self._flights and self._flights[0].end_s < self.due_s:
-            self.due_s = self._flights[0].end_s
+        """Do what is due at `due_s`, up to the first fact; outside nothing will happen before
+        `horizon_s`.
+        """
+        now_s, flights = self.due_s, self._flights
+        while True:
+            if flights and flights[0].end_s <= now_s:
+                self._update(flights.popleft(), now_s)
+            else:
+                self._schedule(now_s, horizon_s)
+            self.due_s = self._schedule_s
+            if flights and flights[0].end_s < self.due_s:
+                self.due_s = flights[0].end_s
+            if self.due_s != now_s or self.facts:
+                return
+
+    def _observe_rate(self, now_s: float) -> None:
+        taken = self._taken
+        while taken and taken[0][0] <= now_s:
+            _, tokens, took_s = taken.popleft()
+            self._rate.observe(tokens, took_s)
 
     def _read_inbox(self, now_s: float) -> None:
+        if not self._inbox:
+            return
+        self._observe_rate(now_s)
         for event in self._inbox:
             self.batcher.hear(event, now_s)
         self._inbox.clear()
@@ -151,69 +164,84 @@ class SimEngine:
         self._next(now_s)
 
     def _fly(self, batch: Batch, now_s: float, horizon_s: float) -> _Flight:
-        """When this step runs, and with it as many more of its kind as can be taken at once."""
+        """When this step runs, and with it all that follow before anything is to be decided."""
         start_s = max(now_s, self._free_s)
-        if batch.chunks:
-            took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
-        else:
-            a, b = self._cost.decode_line(batch.decodes)
-            took_s = a + b * batch.context_tokens
-        flight = _Flight(batch, start_s, start_s + took_s, start_s)
-        flight.parts.append((batch.all_tokens, took_s))
-        if not self._micro and not (self._flights and self._flights[-1].batch.ended):
-            seen_s = min(horizon_s, self._strides.next_change_s(now_s))
-            if batch.chunks:
-                self._more_chunks(flight, now_s, seen_s)
-            else:
-                self._more_decodes(flight, now_s, seen_s)
+        flight = _Flight(batch, start_s, start_s, start_s)
+        self._add_step(flight)
+        if not (self._micro or batch.ended or batch.preempted) and not (
+            self._flights and self._flights[-1].batch.ended
+        ):
+            self._stride(flight, min(horizon_s, self._strides.next_change_s(now_s)))
         return flight
+
+    def _add_step(self, flight: _Flight) -> None:
+        batch = flight.batch
+        took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
+        flight.last_start_s = flight.end_s
+        flight.end_s += took_s
+        if (tokens := batch.all_tokens) >= self._rate.least_tokens:
+            self._taken.append((flight.end_s, tokens, took_s))
+        for call in batch.complete:
+            if call.first_token_s < 0.0:
+                call.first_token_s = flight.end_s
 
     def _next(self, now_s: float) -> None:
         """When to schedule again."""
-        if self.batcher.is_idle or len(self._flights) > self._set.lag:
+        if len(self._flights) > self._set.lag or self.batcher.is_idle:
             return
         after_s = self._flights[-1].last_start_s if self._flights else now_s
         self._schedule_s = max(now_s, after_s)
 
-    def _more_chunks(self, flight: _Flight, now_s: float, seen_s: float) -> None:
+    def _stride(self, flight: _Flight, seen_s: float) -> None:
         """A step is scheduled when the one before it ends; with a lag, when that one starts."""
         batch, sample_s = flight.batch, self._sampled_s + self._sample_s
-        while flight.end_s < sample_s:
+        alike = 0 if batch.chunks or batch.complete else 1
+        while self.batcher.running.prefills:
             next_s = flight.last_start_s if self._set.lag else flight.end_s
-            if next_s >= seen_s or not self._strides.chunks(batch, now_s):
-                break
-            took_s = self._cost.step_s(batch.decodes, batch.context_tokens, batch.chunks)
-            flight.parts.append((batch.all_tokens, took_s))
-            flight.last_start_s = flight.end_s
-            flight.end_s += took_s
+            if flight.end_s >= sample_s or next_s >= seen_s:
+                return
+            if not self._strides.chunks(batch, next_s):
+                return
+            self._add_step(flight)
+            alike = 0
+            if batch.ended:
+                return
+        self._stride_decodes(flight, alike, seen_s, sample_s)
 
-    def _more_decodes(self, flight: _Flight, now_s: float, seen_s: float) -> None:
-        """Step i takes p + q (i - 1): p = a + b S with the contexts S of the first, q = b B for B
-        decodes. The first m take D(m) = p m + q m (m - 1) / 2.
+    def _stride_decodes(self, flight: _Flight, alike: int, seen_s: float, sample_s: float) -> None:
+        """All steps from now on, and `alike` (0 or 1) of those that are there, are of the same B
+        decodes. Of these step i takes p + q (i - 1): p = a + b S with the contexts S of the first,
+        q = b B. The first m take D(m) = p m + q m (m - 1) / 2.
         """
-        batch, start_s, lag = flight.batch, flight.start_s, self._set.lag
-        a, b = self._cost.decode_line(batch.decodes)
-        p, q = a + b * batch.context_tokens, b * batch.decodes
-        most = self._strides.most_decodes(batch)
+        next_s = flight.last_start_s if self._set.lag else flight.end_s
+        most = self._strides.most_decodes(flight.batch)
+        if not most or flight.end_s >= sample_s or next_s >= seen_s:
+            return
+        decodes = self.batcher.running.decodes
+        count, context_tokens = decodes.count, decodes.context_tokens
+        a, b = self._cost.decode_line(count)
+        start_s = flight.last_start_s if alike else flight.end_s
+        p, q = a + b * (context_tokens if alike else context_tokens + count), b * count
+        most += alike - 1  # beside the first
         if most and seen_s < inf:
-            most = min(
-                most, _within(p, q, seen_s - start_s, most) + (lag if seen_s > start_s else 0)
-            )
-        if most and self._sample_s < inf:
-            most = _within(p, q, self._sampled_s + self._sample_s - start_s, most)
-        steps = self._strides.decodes(batch, most, now_s) if most else 0
+            lag = self._set.lag if seen_s > start_s else 0
+            most = min(most, within(p, q, seen_s - start_s, most) + lag)
+        if most and sample_s < inf:
+            most = within(p, q, sample_s - start_s, most)
+        steps = self._strides.decodes(flight.batch, most + 1 - alike, next_s)
         if not steps:
             return
-        flight.end_s = start_s + p * (steps + 1) + q * (steps + 1) * steps / 2.0
-        flight.last_start_s = flight.end_s - (p + q * steps)
-        if batch.decodes >= self._rate.least_tokens:
-            flight.parts += [(batch.decodes, p + q * step) for step in range(1, steps + 1)]
+        m = alike + steps
+        flight.end_s = start_s + p * m + q * m * (m - 1) / 2.0
+        flight.last_start_s = flight.end_s - (p + q * (m - 1))
+        if count >= self._rate.least_tokens:
+            for i in range(alike, m):
+                end_s = start_s + p * (i + 1) + q * (i + 1) * i / 2.0
+                self._taken.append((end_s, count, p + q * i))
 
     def _update(self, flight: _Flight, now_s: float) -> None:
-        batch = flight.batch
-        for tokens, took_s in flight.parts:
-            self._rate.observe(tokens, took_s)
-        self.batcher.update(batch, now_s)
+        self._observe_rate(now_s)
+        self.batcher.update(flight.batch, now_s)
         idle = self.batcher.is_idle and not self._flights
         if idle or now_s - self._sampled_s >= self._sample_s:
             self._sample(now_s)
@@ -233,19 +261,3 @@ class SimEngine:
                 waiting_calls=len(batcher.waiting),
             )
         )
-
-
-def _within(p: float, q: float, horizon_s: float, most: int) -> int:
-    """The most steps m <= `most` with D(m) = p m + q m (m - 1) / 2 < horizon_s, at least 0."""
-    if horizon_s <= 0.0:
-        return 0
-    if p * most + q * most * (most - 1) / 2.0 < horizon_s:
-        return most
-    half = p - q / 2.0
-    steps = 2.0 * horizon_s / (half + math.sqrt(half * half + 2.0 * q * horizon_s))
-    m = max(0, math.ceil(steps) - 1)
-    while p * (m + 1) + q * (m + 1) * m / 2.0 < horizon_s:
-        m += 1
-    while m and p * m + q * m * (m - 1) / 2.0 >= horizon_s:
-        m -= 1
-    return m

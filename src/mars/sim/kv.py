@@ -43,7 +43,7 @@ class Prefix:
 
     @property
     def referenced(self) -> int:
-        return max(self.holders, default=0)
+        return max(self.holders) if self.holders else 0
 
     def reference(self, blocks: int, change: int) -> None:
         if blocks:
@@ -118,16 +118,12 @@ class KvPool:
         chain.own = chain.tail = tail
         chain.copies = 0
 
-    def grow(self, chain: Chain, blocks: int, hashed_blocks: int) -> None:
-        """Own `blocks` in all, of which the first `hashed_blocks` are then full and hashed."""
-        more = blocks - chain.shared - chain.own
-        if more:
-            self.take(more)
-            chain.own += more
-        self.hash(chain, hashed_blocks)
-
     def hash(self, chain: Chain, hashed_blocks: int) -> None:
+        """Of what a chain owns the first `hashed_blocks` are full and hashed."""
         prefix = chain.prefix
+        if hashed_blocks >= prefix.blocks == chain.shared:
+            chain.copies, chain.tail = 0, hashed_blocks - prefix.blocks
+            return
         hashed = min(hashed_blocks, prefix.blocks)
         if chain.shared == prefix.cached < hashed:  # the first to compute them
             chain.own -= hashed - prefix.cached

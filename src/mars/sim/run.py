@@ -22,7 +22,7 @@ from mars.core.decisions import Admit, Pause
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView
-from mars.policy.presets import Scheduling, build_admission, build_policy
+from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
 from mars.sim.agenda import Agenda
 from mars.sim.cost import Cost
 from mars.sim.engine import EngineSettings, SimEngine
@@ -41,17 +41,15 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tools: ToolSettings = ToolSettings()
 
 
-_MILESTONES: Final = (
-    ev.SessionArrived,
-    ev.SessionAdmitted,
-    ev.SessionEnded,
-)
-_FOR_THE_ENGINE: Final = (
-    ev.SessionArrived,
-    ev.SessionEnded,
-    ev.ToolQueued,
-    ev.ToolStarted,
-    ev.ToolFinished,
+_MILESTONES: Final = frozenset({ev.SessionArrived, ev.SessionAdmitted, ev.SessionEnded})
+_FOR_THE_ENGINE: Final = frozenset(
+    {
+        ev.SessionArrived,
+        ev.SessionEnded,
+        ev.ToolQueued,
+        ev.ToolStarted,
+        ev.ToolFinished,
+    }
 )
 
 
@@ -102,7 +100,8 @@ class Simulation:
         self._steers = not isinstance(admission, Open)
         """Who lets everybody in reads neither samples nor what sessions do."""
         self._engine = SimEngine(settings.engine, policy, cost, samples=self._steers, micro=micro)
-        self._tools = ToolPool(settings.tools, emit=self._tell, at=self._agenda.at)
+        order = build_tool_order(settings.scheduling)
+        self._tools = ToolPool(settings.tools, order, emit=self._tell, at=self._agenda.at)
         self._prefixes: dict[str, Prefix] = {}
         self._plays: dict[SessionId, Play] = {}
         self._facts: deque[ev.Event] = deque()
@@ -111,6 +110,8 @@ class Simulation:
             ev.CallServed: self._served,
             ev.CallFinished: self._finished,
             ev.ToolFinished: self._tool_finished,
+            ev.SessionArrived: self._tools.hear,
+            ev.SessionEnded: self._tools.hear,
         }
         self._log: list[ev.Event] = []
         self._first_token_s: dict[CallId, float] = {}
@@ -166,10 +167,10 @@ class Simulation:
             event = facts[0]
             self._log.append(event)
             decisions: Sequence[Admit | Pause] = ()
-            if self._steers or isinstance(event, _MILESTONES):
+            if self._steers or type(event) in _MILESTONES:
                 decisions = self._control.handle(event)
-            if isinstance(event, _FOR_THE_ENGINE):
-                self._engine.hear(event)
+            if type(event) in _FOR_THE_ENGINE:
+                self._engine.hear(event)  # type: ignore[arg-type]  # of these types
             if decisions:
                 self._carry_out(decisions, event.at_s)
             if (react := self._reactions.get(type(event))) is not None:

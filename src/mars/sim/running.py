@@ -48,9 +48,14 @@ class Running:
 
     def key(self, call: Call, now_s: float) -> Key:
         view = call.view
-        view.is_decode = bool(call.last)
-        view.kv_tokens = self.kv_tokens(call)
-        view.uncached_tokens = 1 if call.last else call.tokens - call.computed
+        if call.last:
+            view.is_decode = True
+            view.kv_tokens = self.kv_tokens(call)
+            view.uncached_tokens = 1
+        else:
+            view.is_decode = False
+            view.kv_tokens = call.computed
+            view.uncached_tokens = call.tokens - call.computed
         return (*self._ordering.run_key(view, now_s), call.order)
 
     def victim(self, now_s: float) -> Call:
@@ -69,12 +74,14 @@ class Running:
 
     def plan(self) -> tuple[list[tuple[Call, int]], int]:
         """(chunks of the prefills, tokens left to the step); left < 0: some call gets nothing."""
-        prefills, left, count = self.prefills, self.step_tokens, self.decodes.count
-        if not prefills:
-            return [], left - count
-        wanted = [self.chunk(call, call.tokens - call.computed) for call in prefills]
-        plan = list(zip(prefills, wanted, strict=True))
-        if (rest := left - count - sum(wanted)) >= 0:
+        left, count = self.step_tokens, self.decodes.count
+        plan: list[tuple[Call, int]] = []
+        rest = left - count
+        for call in self.prefills:
+            tokens = self.chunk(call, call.tokens - call.computed)
+            plan.append((call, tokens))
+            rest -= tokens
+        if rest >= 0 or not plan:
             return plan, rest
         leaving = [place for place, call in enumerate(self.calls) if call.is_leaving]
         passed = 0  # decodes before the prefill

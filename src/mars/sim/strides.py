@@ -1,15 +1,16 @@
-"""Many alike engine steps at once: what makes the simulator fast, and must change nothing.
+"""Many engine steps at once: what makes the simulator fast, and must change nothing.
 
-Steps are alike while nobody comes, ends or is preempted, memory suffices, and no waiting call could
-be ranked otherwise. Two kinds come in long rows: pure decodes, whose cost and memory have closed
-forms, and the chunks of long prompts among decodes.
+Steps go on while nobody comes, ends or is preempted, memory suffices, no waiting call could be
+ranked otherwise, and none could enter. Chunks of prompts are added one by one, without another look
+at the line; pure decodes, whose cost and memory have closed forms, all at once.
 """
 
+import math
 from math import inf
 
 from mars.policy.base import Policy
 from mars.sim.batcher import Batcher
-from mars.sim.call import Batch, Call
+from mars.sim.call import Batch
 
 
 class Strides:
@@ -30,17 +31,21 @@ class Strides:
         return at_s
 
     def most_decodes(self, batch: Batch) -> int:
-        """How often a step can be repeated before one of its decodes ends; 0: it is none of
-        decodes alone.
+        """In how many steps the next of the running ends, when all of them are decodes; 0: they are
+        not, or somebody else may enter.
         """
-        running = self._batcher.running
-        if not _calm(batch) or batch.chunks or batch.decodes != running.decodes.count:
+        batcher, running = self._batcher, self._batcher.running
+        if (
+            running.prefills
+            or not running.decodes.count
+            or not (batch.is_full or not batcher.admits)
+        ):
             return 0
         return running.decodes.next_end() - running.step
 
     def decodes(self, batch: Batch, most: int, now_s: float) -> int:
-        """Repeat a step of decodes, `most` times (`most_decodes` allows it) if memory suffices and
-        no waiting call's worth changes; returns how often it was.
+        """Add steps of decodes alone, `most` of them (`most_decodes` allows it) if memory suffices
+        and no waiting call's worth changes; returns how many.
         """
         batcher, running = self._batcher, self._batcher.running
         decodes, step = running.decodes, running.step
@@ -61,49 +66,24 @@ class Strides:
         return steps
 
     def chunks(self, batch: Batch, now_s: float) -> bool:
-        """Repeat once a step in which long prompts got a chunk each and every decode its token."""
+        """Add one step in which prompts get a chunk each and every decode its token."""
         batcher, running = self._batcher, self._batcher.running
-        decodes, index = running.decodes, running.step + 1
-        if not self._is_mid_prompt(batch, now_s):
+        running.sort(now_s)
+        running.used_frac = batcher.used_blocks / batcher.pool.blocks
+        plan, left = running.plan()
+        if left < 0 or (left > 0 and batcher.admits and not batch.is_full):
             return False
-        again = [(call, n) for call, (n, _) in zip(running.prefills, batch.chunks, strict=True)]
-        decodes_need = decodes.need(index)
-        need = decodes_need + sum(self._chunk_blocks(call, n) for call, n in again)
+        need = batcher.need(running.step + 1, plan)
         if need > self._calm_blocks(need):
             return False
-        running.used_frac = batcher.used_blocks / batcher.pool.blocks
-        if any(running.chunk(call, call.tokens - call.computed) < n for call, n in again):
-            return False
-        batcher.pool.take(decodes_need)
+        batch.index += 1
+        batch.steps += 1
+        batch.decodes = batch.context_tokens = 0
         batch.chunks.clear()
-        for call, tokens in again:
-            batcher.prefill(batch, call, tokens)
-        running.step = index
-        decodes.context_tokens += decodes.count
-        batch.index, batch.steps = index, batch.steps + 1
-        batch.context_tokens = decodes.context_tokens
+        batch.complete.clear()
+        batcher.run(batch, plan, need)
+        batcher.advance(batch)
         return True
-
-    def _is_mid_prompt(self, batch: Batch, now_s: float) -> bool:
-        """Was the step of one chunk for each prompt and all decodes, and will the next one be?"""
-        running, live = self._batcher.running, self._policy.ordering.live
-        decodes, prefills = running.decodes, running.prefills
-        return (
-            _calm(batch)
-            and len(batch.chunks) == len(prefills)
-            and batch.decodes == decodes.count
-            and (not decodes.count or decodes.next_end() > running.step + 1)
-            and all(
-                call.computed == c + n
-                and call.computed + n < call.tokens
-                and not (live and running.key(call, now_s) != call.key)
-                for call, (n, c) in zip(prefills, batch.chunks, strict=True)
-            )
-        )
-
-    def _chunk_blocks(self, call: Call, tokens: int) -> int:
-        blocks = self._batcher.pool.count(call.computed + tokens)
-        return blocks - call.chain.shared - call.chain.own
 
     def _calm_blocks(self, need: int) -> int:
         """Of so many blocks how many can be taken without changing what a waiting call is worth;
@@ -118,5 +98,17 @@ class Strides:
         return batcher.pool.evictable(need, batcher.waiting.spare_blocks)
 
 
-def _calm(batch: Batch) -> bool:
-    return not (batch.started or batch.ended or batch.preempted or batch.complete)
+def within(p: float, q: float, horizon_s: float, most: int) -> int:
+    """The most steps m <= `most` with D(m) = p m + q m (m - 1) / 2 < horizon_s, at least 0."""
+    if horizon_s <= 0.0:
+        return 0
+    if p * most + q * most * (most - 1) / 2.0 < horizon_s:
+        return most
+    half = p - q / 2.0
+    steps = 2.0 * horizon_s / (half + math.sqrt(half * half + 2.0 * q * horizon_s))
+    m = max(0, math.ceil(steps) - 1)
+    while p * (m + 1) + q * (m + 1) * m / 2.0 < horizon_s:
+        m += 1
+    while m and p * m + q * m * (m - 1) / 2.0 >= horizon_s:
+        m -= 1
+    return m

@@ -18,6 +18,7 @@ from mars.core import events as ev
 from mars.core.decisions import Grant
 from mars.core.ids import SessionId, ToolId
 from mars.core.leases import LeaseBook
+from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.workload.trace import Tool
 
 _WAIT_ALPHA: Final = 0.2
@@ -56,12 +57,16 @@ class ToolPool:
     def __init__(
         self,
         settings: ToolSettings,
+        order: ToolOrder,
         *,
         emit: Callable[[ev.Event], None],
         at: Callable[[float, Callable[[float], None]], None],
     ) -> None:
         """`at(when_s, do)` has `do(when_s)` called at that time."""
-        self._book = LeaseBook(range(settings.cores), settings.share, settings.memory_bytes)
+        self._line = ToolLine(order)
+        self._book = LeaseBook(
+            range(settings.cores), settings.share, settings.memory_bytes, self._line.rank
+        )
         self._most_cores = settings.cores
         self._shared = settings.share > 1
         self._start_s = settings.start_s
@@ -72,10 +77,13 @@ class ToolPool:
         self.busy_core_s = 0.0
         """CPU seconds burnt so far, by commands that have ended."""
 
+    def hear(self, event: ev.SessionArrived | ev.SessionEnded) -> None:
+        self._line.observe(event)
+
     def ask(self, session_id: SessionId, tool_id: ToolId, tool: Tool, now_s: float) -> None:
         cores = min(tool.cores, self._most_cores)
         self._runs[tool_id] = _Run(session_id, tool_id, tool, now_s)
-        self._emit(
+        self._tell(
             ev.ToolQueued(
                 at_s=now_s, session_id=session_id, tool_id=tool_id, tool=tool.name, cores=cores
             )
@@ -94,7 +102,7 @@ class ToolPool:
             run.cores, run.started_s, run.seen_s = grant.cores, now_s, now_s
             wait_s = now_s - run.queued_s
             self._wait_s += _WAIT_ALPHA * (wait_s - self._wait_s)
-            self._emit(
+            self._tell(
                 ev.ToolStarted(
                     at_s=now_s,
                     session_id=run.session_id,
@@ -122,6 +130,10 @@ class ToolPool:
                 wait_s=self._wait_s,
             )
         )
+
+    def _tell(self, event: ev.ToolEvent) -> None:
+        self._line.observe(event)
+        self._emit(event)
 
     def _burn(self, run: _Run, now_s: float) -> None:
         """A command begins, on cores that others may burn on as well."""
@@ -176,7 +188,7 @@ class ToolPool:
         del self._runs[run.tool_id]
         cpu_s = run.tool.cpu_s - run.left_s if run.cores else 0.0
         self.busy_core_s += cpu_s
-        self._emit(
+        self._tell(
             ev.ToolFinished(
                 at_s=now_s,
                 session_id=run.session_id,

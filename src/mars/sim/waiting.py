@@ -2,6 +2,7 @@
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from math import inf
 from operator import attrgetter
 
@@ -50,16 +51,20 @@ class WaitingLine:
         del self._by_chain[call.chain]
         self._stale.discard(call)
 
-    def changed(self, owner: Chain | Prefix) -> None:
-        """What a session would find in the prefix cache has changed, or it is held no more."""
+    def touched(self, chain: Chain) -> None:
+        """The policy has heard something of this session, or it is held no more."""
+        if self._live and (call := self._by_chain.get(chain)) is not None:
+            self._stale.add(call)
+
+    def recached(self, owner: Chain | Prefix) -> None:
+        """What a session would find in the prefix cache has changed."""
         if not self._live:
             return
-        if isinstance(owner, Chain):
-            call = self._by_chain.get(owner)
-            if call is not None:
+        for call in self._who_find(owner):
+            before, now = call.view.uncached_tokens, self._uncached_tokens(call)
+            call.view.uncached_tokens = now
+            if now < before or now > call.most_uncached:
                 self._stale.add(call)
-        else:
-            self._stale.update(call for call in self.line if call.chain.prefix is owner)
 
     def rank(self, now_s: float) -> None:
         """Ask again for every key that can have changed."""
@@ -89,12 +94,18 @@ class WaitingLine:
         """Cached blocks that an owner may lose before a key can change."""
         if not self._live:
             return inf
-        if isinstance(owner, Prefix):
-            return 0 if any(call.chain.prefix is owner for call in self.line) else inf
-        call = self._by_chain.get(owner)
-        if call is None or call.most_uncached == inf:
-            return inf
-        return max(0, int(call.most_uncached - call.view.uncached_tokens) // self._block_tokens)
+        spare_tokens = min(
+            (call.most_uncached - call.view.uncached_tokens for call in self._who_find(owner)),
+            default=inf,
+        )
+        return spare_tokens if spare_tokens == inf else max(0.0, spare_tokens // self._block_tokens)
+
+    def _who_find(self, owner: Chain | Prefix) -> Iterable[Call]:
+        """The waiting calls that would find these blocks."""
+        if isinstance(owner, Chain):
+            call = self._by_chain.get(owner)
+            return () if call is None else (call,)
+        return [call for call in self.line if call.chain.prefix is owner]
 
     def _place(self, call: Call) -> int:
         return bisect_left(self.line, call.key, key=_key)
@@ -104,13 +115,16 @@ class WaitingLine:
         view.is_decode = False
         view.kv_tokens = 0
         if self._live:
-            view.uncached_tokens = call.tokens
-            if self._sees_cache:
-                cached = min(call.chain.cached_blocks, call.tokens // self._block_tokens)
-                view.uncached_tokens -= cached * self._block_tokens
+            view.uncached_tokens = self._uncached_tokens(call)
             stays = self._ordering.stays(view, now_s)
             call.most_uncached = stays.uncached_tokens
             call.until_s = stays.until_s
             if stays.until_s < inf:
                 heapq.heappush(self._until, (stays.until_s, call.order, call))
         return (*self._ordering.run_key(view, now_s), call.order)
+
+    def _uncached_tokens(self, call: Call) -> int:
+        if not self._sees_cache:
+            return call.tokens
+        cached = min(call.chain.cached_blocks, call.tokens // self._block_tokens)
+        return call.tokens - cached * self._block_tokens

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 from mars.core.decisions import Grant
 from mars.core.errors import PartDiedError
-from mars.core.events import Event, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
+from mars.core.events import Event, ToolEvent, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
 from mars.core.ids import SessionId, ToolId
 from mars.core.leases import LeaseBook
+from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.tools.command import CommandHost, Outcome, Spec
 from mars.tools.settings import ToolSettings, lendable
 from mars.tools.wire import Finished, Line, Output, Queued, RunRequest, Started
@@ -50,8 +51,11 @@ class ToolCall:
 class ToolRuntime:
     """Raises InputError when the settings name a core that does not exist."""
 
-    def __init__(self, settings: ToolSettings, emit: Callable[[Event], None]) -> None:
-        self.book = LeaseBook(lendable(settings), settings.share)
+    def __init__(
+        self, settings: ToolSettings, emit: Callable[[Event], None], order: ToolOrder
+    ) -> None:
+        self._line = ToolLine(order)
+        self.book = LeaseBook(lendable(settings), settings.share, rank=self._line.rank)
         self._settings = settings
         self._emit = emit
         self._host = CommandHost()
@@ -68,9 +72,9 @@ class ToolRuntime:
         if self._stopping:
             raise PartDiedError("the tool server is stopping")
         call = ToolCall(ToolId(uuid.uuid4().hex), request, time.monotonic())
-        grants = self.book.ask(call.tool_id, request.cores)
+        self.book.check_ask(call.tool_id, request.cores)
         self._calls[call.tool_id] = call
-        self._emit(
+        self._tell(
             ToolQueued(
                 at_s=call.queued_s,
                 session_id=SessionId(request.session_id),
@@ -80,7 +84,7 @@ class ToolRuntime:
             )
         )
         call.lines.put_nowait(Queued(tool_id=call.tool_id))
-        self._start(grants)
+        self._start(self.book.ask(call.tool_id, request.cores))
         task = asyncio.create_task(self._carry_out(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -96,13 +100,17 @@ class ToolRuntime:
         for call in self._calls.values():
             call.cancel()
 
+    def _tell(self, event: ToolEvent) -> None:
+        self._line.observe(event)
+        self._emit(event)
+
     def _start(self, grants: Sequence[Grant]) -> None:
         now_s = time.monotonic()
         for grant in grants:
             call = self._calls[grant.tool_id]
             call.cores, call.wait_s = grant.cores, now_s - call.queued_s
             self._wait_s += _WAIT_ALPHA * (call.wait_s - self._wait_s)
-            self._emit(
+            self._tell(
                 ToolStarted(
                     at_s=now_s,
                     session_id=SessionId(call.request.session_id),
@@ -154,7 +162,7 @@ class ToolRuntime:
 
     def _finish(self, call: ToolCall, outcome: Outcome) -> None:
         now_s = time.monotonic()
-        self._emit(
+        self._tell(
             ToolFinished(
                 at_s=now_s,
                 session_id=SessionId(call.request.session_id),

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
+from mars.policy.tool_order import ToolOrder
 from mars.stream.link import Publisher
 from mars.tools.runtime import ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
@@ -32,12 +33,14 @@ _requests = msgspec.json.Decoder(RunRequest)
 _LAST_LINES_S = 5  # for clients to read the end of their answers, at shutdown
 
 
-def build_app(settings: ToolSettings, token: str, emit: Callable[[Event], None]) -> Starlette:
+def build_app(
+    settings: ToolSettings, token: str, emit: Callable[[Event], None], order: ToolOrder
+) -> Starlette:
     """The app; its `state.runtime` is the `ToolRuntime`.
 
     Raises InputError when the settings name a core that does not exist.
     """
-    runtime = ToolRuntime(settings, emit)
+    runtime = ToolRuntime(settings, emit, order)
 
     async def health(_request: Request) -> Response:
         book = runtime.book
@@ -130,6 +133,7 @@ class _Server(uvicorn.Server):
 
 async def serve(
     settings: ToolSettings,
+    order: ToolOrder,
     *,
     host: str,
     port: int,
@@ -151,7 +155,7 @@ async def serve(
             publisher = Publisher(publish)
             stack.callback(publisher.close)
             emit = lambda event: publisher.send([event])  # noqa: E731
-        app = build_app(settings, token, emit)
+        app = build_app(settings, token, emit, order)
         runtime: ToolRuntime = app.state.runtime
         listener = stack.enter_context(_listen(host, port))
         server = _Server(_uvicorn_config(app, settings.grace_s))

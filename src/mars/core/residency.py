@@ -1,0 +1,211 @@
+"""Admission by resources: a session enters when there is room for what it will keep in KV.
+
+Sessions are not alike, so they are not counted: what counts is the KV that the active ones occupy,
+
+    sum over active sessions of  share * (context - what it has in common with others)
+
+    share  1 while a call is open or its KV is held; `idle_share` in a gap without a hold: its KV
+           may be gone, but comes back with its next call
+
+A newcomer's context is its prompt, in tokens as learned from earlier first calls, less what the
+engine finds cached of a first prompt on average (a system prompt that all share is there once).
+The sum may be `overcommit` times the capacity: not all are on the GPU at once.
+
+The smallest newcomer enters first, since more of them fit; one that has waited longer than
+`patience` times the mean life of a session goes before the others, and nobody passes it. A session
+in a long tool occupies little: it gives its room back without losing its place. Tools are no reason
+to keep anybody out: a call that waits for cores occupies no memory (see policy.tool_order).
+
+Compare core.window, the paper's window on the number of sessions.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from math import inf
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from mars.core import events as ev
+from mars.core.admission import GatedView, Verdict, let_in
+from mars.core.ids import CallId, SessionId
+from mars.core.pressure import Pressure
+from mars.core.session import Session
+
+_WEIGHT: Final = 0.1
+"""Of the newest value in what is learned."""
+_FIRST_TOKENS_PER_BYTE: Final = 0.25
+"""English text in JSON."""
+
+_Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.KvReleased
+
+
+class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    overcommit: Annotated[float, Meta(gt=0.0)] = 1.2
+    """What active sessions may occupy together, over the KV capacity."""
+    idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
+    """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
+    it was up to a third worse (docs/adr/0009)."""
+    patience: Annotated[float, Meta(ge=0.0)] = 2.0
+    """Times the mean life of a session: who has waited longer goes first."""
+    first: Annotated[int, Meta(ge=1)] = 4
+    """So many may be active before the engine has told what its capacity is."""
+    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    """Without samples of the engine for so long, everybody enters."""
+
+
+@dataclass(slots=True)
+class _Stay:
+    """An active session, and what it occupies."""
+
+    arrived_s: float
+    prompt_bytes: int
+    context_tokens: float
+    shared_tokens: float
+    calls: set[CallId] = field(default_factory=set)
+    is_held: bool = False
+    is_new: bool = True
+    """The engine has not accounted for a call of it."""
+    occupies_tokens: float = 0.0
+
+
+class Residency:
+    steers = False
+
+    def __init__(self, settings: ResidencySettings) -> None:
+        self._set = settings
+        self.tick_s: float | None = settings.blind_s / 10
+        """Only blindness comes by time alone: it is seen at most a tenth late."""
+        self._capacity_tokens = 0
+        self._stays: dict[SessionId, _Stay] = {}
+        self._occupied_tokens = 0.0
+        self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
+        self._common_tokens = 0.0
+        """Of a first prompt, what was found cached."""
+        self._life_s = 0.0
+        self._fits_tokens = inf
+        """While the active ones occupy more than this, nobody fits of those who were last asked
+        about: not to be asked again. Who comes, and what is learned, starts it anew."""
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    def observe(self, event: ev.Event) -> None:
+        match event:
+            case ev.CallQueued() | ev.CallFinished() | ev.CallServed():
+                self._follow(event)
+            case ev.KvHeld() | ev.KvReleased():
+                self._follow(event)
+            case ev.SessionArrived() | ev.SessionReturned():
+                self._fits_tokens = inf
+            case ev.EngineSampled():
+                capacity_tokens = event.kv_total_blocks * event.block_tokens
+                if capacity_tokens != self._capacity_tokens:
+                    self._capacity_tokens, self._fits_tokens = capacity_tokens, inf
+            case ev.SessionEnded():
+                self._end(event)
+            case _:
+                pass
+
+    def _follow(self, event: _Occupying) -> None:
+        stay = self._stays.get(event.session_id)
+        if stay is None:
+            return
+        match event:
+            case ev.CallQueued():
+                stay.calls.add(event.call_id)
+            case ev.CallFinished():
+                stay.calls.discard(event.call_id)
+            case ev.KvHeld():
+                stay.is_held = True
+            case ev.KvReleased():
+                stay.is_held = False
+            case ev.CallServed():
+                if stay.is_new and event.ok:
+                    self._learn(stay, event)
+                tokens = event.prompt_tokens + event.made_tokens
+                stay.context_tokens = max(stay.context_tokens, tokens)
+        self._weigh(stay)
+
+    def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
+        """A newcomer's estimates become facts, and better estimates for the next ones."""
+        stay.is_new, stay.context_tokens, stay.shared_tokens = False, 0.0, event.cached_tokens
+        self._common_tokens += _WEIGHT * (event.cached_tokens - self._common_tokens)
+        if stay.prompt_bytes:
+            ratio = event.prompt_tokens / stay.prompt_bytes
+            self._tokens_per_byte += _WEIGHT * (ratio - self._tokens_per_byte)
+        self._fits_tokens = inf
+
+    def _weigh(self, stay: _Stay) -> None:
+        resident = bool(stay.calls) or stay.is_held or stay.is_new
+        share = 1.0 if resident else self._set.idle_share
+        tokens = share * max(0.0, stay.context_tokens - stay.shared_tokens)
+        self._occupied_tokens += tokens - stay.occupies_tokens
+        stay.occupies_tokens = tokens
+
+    def _end(self, event: ev.SessionEnded) -> None:
+        stay = self._stays.pop(event.session_id, None)
+        if stay is None:
+            return
+        self._occupied_tokens -= stay.occupies_tokens
+        if not self._stays:
+            self._occupied_tokens = 0.0  # sums of fractions drift
+        life_s = event.at_s - stay.arrived_s
+        self._life_s += (_WEIGHT if self._life_s else 1.0) * (life_s - self._life_s)
+
+    # -- the gate ---------------------------------------------------------------------------------
+
+    def choose(
+        self,
+        gated: Collection[GatedView],
+        active: Collection[Session],
+        pressure: Pressure,
+        now_s: float,
+    ) -> Verdict:
+        blind_s = pressure.blind_s(now_s)
+        if blind_s > self._set.blind_s:
+            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
+            return self._verdict(list(gated), why)
+        if not self._capacity_tokens:
+            room = max(0, self._set.first - len(active))
+            why = "the engine's KV capacity is not known yet"
+            return self._verdict(list(islice(gated, room)), why)
+        share = self._occupied_tokens / self._capacity_tokens
+        why = f"{len(active)} active sessions need {share:.0%} of KV"
+        return self._verdict(self._fitting(gated, now_s, alone=not active), why)
+
+    def _fitting(
+        self, gated: Collection[GatedView], now_s: float, *, alone: bool
+    ) -> list[GatedView]:
+        """Who has waited long, in order of arrival, then the smallest, as far as there is room."""
+        if self._occupied_tokens > self._fits_tokens and not alone:
+            return []
+        limit_tokens = self._set.overcommit * self._capacity_tokens - self._common_tokens
+        occupied_tokens = self._occupied_tokens
+        chosen: list[GatedView] = []
+        for view in self._in_order(gated, now_s):
+            occupied_tokens += self._needs_tokens(view)
+            if occupied_tokens > limit_tokens and not alone:
+                break
+            chosen.append(view)
+            alone = False
+        left_tokens = (self._needs_tokens(view) for view in gated if view not in chosen)
+        self._fits_tokens = limit_tokens - min(left_tokens, default=0.0)
+        return chosen
+
+    def _in_order(self, gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
+        most_s = self._set.patience * self._life_s if self._life_s else inf
+        late = list(takewhile(lambda view: now_s - view.arrived_s > most_s, gated))
+        return [*late, *sorted(islice(gated, len(late), None), key=lambda view: view.prompt_bytes)]
+
+    def _needs_tokens(self, view: GatedView) -> float:
+        return max(0.0, self._tokens_per_byte * view.prompt_bytes - self._common_tokens)
+
+    def _verdict(self, chosen: Sequence[GatedView], why: str) -> Verdict:
+        for view in chosen:
+            tokens = self._tokens_per_byte * view.prompt_bytes
+            stay = _Stay(view.arrived_s, view.prompt_bytes, tokens, self._common_tokens)
+            self._stays[view.session_id] = stay
+            self._weigh(stay)
+        return Verdict(admit=let_in(chosen, why), why_not=why, window=None)

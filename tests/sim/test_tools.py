@@ -1,0 +1,84 @@
+"""The tool pool under an order: short tools are not stuck behind heavy ones, and nobody starves."""
+
+from statistics import fmean
+
+import pytest
+
+from mars.core import events as ev
+from mars.core.ids import SessionId, ToolId
+from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
+from mars.sim.agenda import Agenda
+from mars.sim.tools import ToolPool, ToolSettings
+from mars.workload.make import make
+from mars.workload.synthetic import Synthetic
+from mars.workload.trace import Tool
+
+
+def waits(order: ToolOrder, tools: list[tuple[float, Tool]], cores: int) -> dict[str, list[float]]:
+    """Seconds that each call waited for its cores, in order of asking, by tool."""
+    agenda, facts = Agenda(), list[ev.Event]()
+    pool = ToolPool(ToolSettings(cores=cores), order, emit=facts.append, at=agenda.at)
+    waited: dict[str, list[float]] = {tool.name: [] for _, tool in tools}
+    for number, (at_s, tool) in enumerate(tools):
+        name = str(number)
+
+        def ask(now_s: float, name: str = name, tool: Tool = tool) -> None:
+            pool.ask(SessionId(name), ToolId(name), tool, now_s)
+
+        agenda.at(at_s, ask)
+    while agenda.next_s < float("inf"):
+        agenda.take()
+    started = [fact for fact in facts if isinstance(fact, ev.ToolStarted)]
+    assert len(started) == len(tools), "everybody got cores"
+    for fact in sorted(started, key=lambda fact: int(fact.tool_id)):
+        waited[fact.tool].append(fact.wait_s)
+    return waited
+
+
+def cpu_bound(seed: int) -> list[tuple[float, Tool]]:
+    """The tools of `gittask`, as they would come if nothing else took time: 90 % of four cores."""
+    sessions = make(Synthetic(session_class="gittask"), 60, 1.0, seed)
+    tools = [tool for session in sessions for turn in session.turns for tool in turn.tools]
+    work_core_s = sum(tool.run_s * tool.cores for tool in tools)
+    gap_s = work_core_s / (0.9 * 4) / len(tools)
+    return [(number * gap_s, tool) for number, tool in enumerate(tools)]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_mean_wait_falls_under_a_cpu_bound_mix(seed: int) -> None:
+    tools = cpu_bound(seed)
+    fifo = waits(Fifo(), tools, cores=4)
+    shortest = waits(ShortestFirst(ToolOrderSettings()), tools, cores=4)
+    everybody = [fmean(w for each in by.values() for w in each) for by in (fifo, shortest)]
+    assert everybody[1] < everybody[0] / 2
+    assert fmean(shortest["file"]) < fmean(fifo["file"]) / 4
+
+
+def test_nobody_is_passed_for_ever() -> None:
+    """Short calls take the one core without a pause; a long one goes in within its patience."""
+    known = [(0.0, Tool(name="long", run_s=10.0)), (10.0, Tool(name="short", run_s=1.0))]
+    stream = [(11.0 + number, Tool(name="short", run_s=1.0)) for number in range(200)]
+    late = [(11.5, Tool(name="long", run_s=10.0))]
+    order = ShortestFirst(ToolOrderSettings(patience_s=5.0, tool_samples=1))
+    long = waits(order, sorted(known + stream + late, key=lambda item: item[0]), cores=1)["long"]
+    # due at 11.5 + 5 x 10 s; the call that runs then ends first
+    assert long == [0.0, pytest.approx(50.5)]
+    order = ShortestFirst(ToolOrderSettings(patience_s=1e6, tool_samples=1))
+    long = waits(order, sorted(known + stream + late, key=lambda item: item[0]), cores=1)["long"]
+    assert long == [0.0, pytest.approx(199.5)], "it was the patience that let it in"
+
+
+def test_among_equals_the_older_session_goes_first() -> None:
+    agenda, facts = Agenda(), list[ev.Event]()
+    order = ShortestFirst(ToolOrderSettings(patience_s=1e6, tool_samples=1))
+    pool = ToolPool(ToolSettings(cores=1), order, emit=facts.append, at=agenda.at)
+    for at_s, session in ((0.0, "old"), (1.0, "young")):
+        pool.hear(ev.SessionArrived(at_s=at_s, session_id=SessionId(session)))
+    tool = Tool(name="t", run_s=1.0)
+    pool.ask(SessionId("first"), ToolId("0"), tool, 2.0)
+    pool.ask(SessionId("young"), ToolId("1"), tool, 2.1)
+    pool.ask(SessionId("old"), ToolId("2"), tool, 2.2)
+    while agenda.next_s < float("inf"):
+        agenda.take()
+    started = [fact.session_id for fact in facts if isinstance(fact, ev.ToolStarted)]
+    assert started == ["first", "old", "young"]
