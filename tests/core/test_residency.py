@@ -18,13 +18,17 @@ CALM = Pressure()
 class Gate:
     """A residency with the sessions before and behind it; 0.25 tokens a byte until it learns."""
 
-    def __init__(self, *, kv_tokens: int | None = 1000, **changes: object) -> None:
+    def __init__(
+        self, *, kv_tokens: int | None = 1000, holds: bool = True, **changes: object
+    ) -> None:
         plain: dict[str, object] = {"overcommit": 1.0}
         self.residency = Residency(msgspec.convert(plain | changes, ResidencySettings))
         self.now_s = 0.0
         self.gated: dict[str, GatedView] = {}
         self.active: dict[str, Session] = {}
         self.last = Verdict(admit=[], why_not="", window=None)
+        if holds:
+            self.hold("of earlier times")
         if kv_tokens is not None:
             self.residency.observe(
                 ev.EngineSampled(
@@ -368,6 +372,8 @@ def test_calls_that_were_never_queued_or_end_twice_do_not_count() -> None:
 def test_the_control_plane_opens_this_gate_at_every_event_that_makes_room() -> None:
     plane = ControlPlane(Residency(ResidencySettings(overcommit=1.0, idle_share=0.5)))
     plane.handle(engine_sampled(0, 100))
+    held = SessionId("of earlier times")
+    plane.handle(ev.KvHeld(at_s=0.0, session_id=held, kv_tokens=1, keep_s=1.0, why=""))
     for name in ("a", "b"):
         entered = plane.handle(msgspec.structs.replace(arrived(name), prompt_bytes=4 * 1000))
         assert bool(entered) == (name == "a")
@@ -377,3 +383,15 @@ def test_the_control_plane_opens_this_gate_at_every_event_that_makes_room() -> N
     assert plane.why_not == "1 active sessions need 69% of KV"
     assert [it.session_id for it in plane.handle(finished("a", "c"))] == ["b"], "550 + 1000"
     assert plane.window is None
+
+
+def test_where_nothing_is_held_whole_contexts_count_and_must_fit() -> None:
+    """900 of 1,000 tokens may be filled; 500 count whole in a gap, and 0.6 of them later."""
+    gate = Gate(holds=False, unheld_fill=0.9, idle_share=0.6)
+    gate.arrive(a=500)
+    assert gate.ask() == ["a"]
+    gate.call("a", 500)
+    gate.arrive(b=450)
+    assert gate.ask() == []
+    gate.hold("somebody else")
+    assert gate.ask() == ["b"]

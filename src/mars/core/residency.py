@@ -11,6 +11,10 @@ A newcomer's context is its prompt, in tokens as learned from earlier first call
 engine finds cached of a first prompt on average (a system prompt that all share is there once).
 The sum may be `overcommit` times the capacity: not all are on the GPU at once.
 
+Where nothing is ever held (a model with several KV groups, a policy without retention) the KV of
+those in a gap lives in the engine's LRU queue, and whoever runs evicts it. There every context
+counts whole, and the sum may be `unheld_fill` of the capacity.
+
 The smallest newcomer enters first, since more of them fit; one that has waited longer than
 `patience` times the mean life of a session goes before the others, and nobody passes it. A session
 in a long tool occupies little: it gives its room back without losing its place. Tools are no reason
@@ -48,6 +52,8 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
     it was up to a third worse (docs/adr/0009)."""
+    unheld_fill: Annotated[float, Meta(gt=0.0)] = 0.9
+    """The same as `overcommit`, of an engine that has not held anything yet."""
     patience: Annotated[float, Meta(ge=0.0)] = 2.0
     """Times the mean life of a session: who has waited longer goes first."""
     first: Annotated[int, Meta(ge=1)] = 4
@@ -85,6 +91,8 @@ class Residency:
         self._common_tokens = 0.0
         """Of a first prompt, what was found cached."""
         self._life_s = 0.0
+        self._holds = False
+        """Something was held at some time."""
         self._fits_tokens = inf
         """While the active ones occupy more than this, nobody fits of those who were last asked
         about: not to be asked again. Who comes, and what is learned, starts it anew."""
@@ -96,6 +104,8 @@ class Residency:
             case ev.CallQueued() | ev.CallFinished() | ev.CallServed():
                 self._follow(event)
             case ev.KvHeld() | ev.KvReleased():
+                if not self._holds:
+                    self._begin_to_hold()
                 self._follow(event)
             case ev.SessionArrived() | ev.SessionReturned():
                 self._fits_tokens = inf
@@ -128,6 +138,12 @@ class Residency:
                 stay.context_tokens = max(stay.context_tokens, tokens)
         self._weigh(stay)
 
+    def _begin_to_hold(self) -> None:
+        self._holds = True
+        self._fits_tokens = inf
+        for stay in self._stays.values():
+            self._weigh(stay)
+
     def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
         """A newcomer's estimates become facts, and better estimates for the next ones."""
         stay.is_new, stay.context_tokens, stay.shared_tokens = False, 0.0, event.cached_tokens
@@ -139,7 +155,7 @@ class Residency:
 
     def _weigh(self, stay: _Stay) -> None:
         resident = bool(stay.calls) or stay.is_held or stay.is_new
-        share = 1.0 if resident else self._set.idle_share
+        share = self._set.idle_share if self._holds and not resident else 1.0
         tokens = share * max(0.0, stay.context_tokens - stay.shared_tokens)
         self._occupied_tokens += tokens - stay.occupies_tokens
         stay.occupies_tokens = tokens
@@ -181,7 +197,8 @@ class Residency:
         """Who has waited long, in order of arrival, then the smallest, as far as there is room."""
         if self._occupied_tokens > self._fits_tokens and not alone:
             return []
-        limit_tokens = self._set.overcommit * self._capacity_tokens - self._common_tokens
+        fill = self._set.overcommit if self._holds else self._set.unheld_fill
+        limit_tokens = fill * self._capacity_tokens - self._common_tokens
         occupied_tokens = self._occupied_tokens
         chosen: list[GatedView] = []
         for view in self._in_order(gated, now_s):
