@@ -51,7 +51,7 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What active sessions may occupy together, over the KV capacity."""
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
-    it was up to a third worse (docs/adr/0009)."""
+    sessions took up to 30 % longer (docs/adr/0009)."""
     unheld_fill: Annotated[float, Meta(gt=0.0)] = 0.9
     """The same as `overcommit`, of an engine that has not held anything yet."""
     patience: Annotated[float, Meta(ge=0.0)] = 2.0

@@ -188,7 +188,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "mars-paper": Preset(
         _window, _continuations, _ski_rental, _fifo, "the paper's mechanisms, its faults mended"
     ),
-    "mars": Preset(_residency, _least_left, _worth, _shortest, "ours"),
+    "mars": Preset(
+        _residency, _least_left, _worth, _shortest, "room in KV, least work left, keep what pays"
+    ),
     "mars-no-admission": Preset(_open, _least_left, _worth, _shortest, "mars, everybody enters"),
     "mars-aimd": Preset(_window, _least_left, _worth, _shortest, "mars, the paper's gate"),
     "mars-no-order": Preset(_residency, _fcfs, _worth, _shortest, "mars, calls as they come"),
