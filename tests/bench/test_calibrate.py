@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mars.bench.calibrate import Fit, Point, fit, profile_of
+from mars.bench.calibrate import Fit, fit, profile_of
 from mars.bench.calibrating import given
 from mars.bench.fidelity import compare
 from mars.bench.measure import Run
+from mars.bench.points import Point
 from mars.bench.rounds import Round
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling

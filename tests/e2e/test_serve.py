@@ -123,7 +123,7 @@ def test_calibrate_measures_a_vllm_that_runs_already(served: Served, tmp_path: P
     subprocess.run(
         [sys.executable, "-m", "mars", "calibrate", "--upstream", upstream, "--out", str(out),
          "--step-tokens", "1024"],
-        check=True, cwd=tmp_path, timeout=200,
+        check=True, cwd=tmp_path, timeout=280,
     )  # fmt: skip
     profile = load_profile(out)
     assert profile.kv_capacity_tokens() == KV_BLOCKS * BLOCK_TOKENS

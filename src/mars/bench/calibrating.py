@@ -13,16 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from mars.bench.calibrate import (
-    Fit,
-    Point,
-    Server,
-    command_s,
-    fit,
-    kv_capacity,
-    measure,
-    profile_of,
-)
+from mars.bench.calibrate import Fit, fit, profile_of
+from mars.bench.points import Point, Server, command_s, kv_capacity, measure
 from mars.bench.tiny import tiny_engine
 from mars.config import Settings, load_settings
 from mars.core.errors import InputError

@@ -1,7 +1,10 @@
 """A real vLLM on a machine without a GPU: which model, which arguments.
 
-The model computes on the first core that we may use; the rest is for tools, API and gateway. The
-KV cache holds 20,480 tokens: five to seven of the bundled sessions, so that a dozen agents press.
+The model computes on the first core that we may use, in the process that schedules: with a worker
+process of its own, as vLLM has it on CPUs, the scheduler would spin for every step on a core that
+is lent to tools, and both would slow each other down by up to a third. The rest is for tools, API
+and gateway. The KV cache holds 20,480 tokens: five to seven of the bundled sessions, so that a
+dozen agents press.
 """
 
 import os
@@ -10,6 +13,9 @@ from typing import Final
 
 KV_BLOCKS: Final = 640
 BLOCK_TOKENS: Final = 32
+ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""By its class: asked for by its name ("uni"), vLLM takes "mp" on a CPU all the same, because it
+cannot set OpenMP up in a process that runs. We set it up before that process starts."""
 
 
 def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
@@ -28,10 +34,12 @@ def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
         "--max-num-batched-tokens", "1024",
         "--max-num-seqs", "32",
         "--enforce-eager",
+        "--distributed-executor-backend", ONE_PROCESS,
     )  # fmt: skip
     first_core = min(os.sched_getaffinity(0))
     environment = {
         "VLLM_CPU_OMP_THREADS_BIND": str(first_core),
+        "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",  # a comparison calls nobody, and starts seconds sooner
