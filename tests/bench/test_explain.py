@@ -27,6 +27,7 @@ from mars.sim.tools import ToolSettings
 COST = Linear(step_s=0.010, prefill_token_s=0.0002, decode_call_s=0.001).cost()
 POLICIES = ("fcfs", "mars", "mars-aimd", "thunderagent", "concur")
 SEEDS = range(6)
+EXPIRED = "the time it was kept for is over, and the session is not back"
 
 
 def round_of(policy: str, events: list[ev.Event]) -> Round:
@@ -48,6 +49,19 @@ def played(policy: str, seed: int) -> Round:
 
 def hand_made() -> Round:
     return round_of("mars", list(MARS))
+
+
+def test_the_gate_s_reasons_stand_in_the_wait_they_are_of() -> None:
+    """B waits from 2 to 4; what the gate said before, when nobody had to wait, is not of b."""
+
+    def shut(at_s: float, why: str) -> ev.GateShut:
+        return ev.GateShut(at_s=at_s, limit="room in KV", why=why, waiting=1)
+
+    signs = [shut(1.0, "long ago"), shut(2.0, "no room"), shut(3.0, "tools"), shut(4.5, "later")]
+    told = account(life_of(round_of("mars", [*MARS, *signs]), B))
+    said = [(line.at_s, line.why) for line in told.lines if line.event == "GateShut"]
+    assert said == [(0.0, "no room"), (1.0, "tools")]
+    assert [line.at_s for line in told.lines] == sorted(line.at_s for line in told.lines)
 
 
 def life_of(of: Round, session_id: str) -> Life:
@@ -89,7 +103,7 @@ def test_every_fact_has_one_line_and_every_reason_is_told(policy: str, seed: int
     of = played(policy, seed)
     told = 0
     for life in lives(of):
-        lines = [line for line in account(life).lines if line.event != "Gate"]
+        lines = [it for it in account(life).lines if it.event not in {"Gate", "GateShut"}]
         assert [line.event for line in lines] == [type(fact).__name__ for fact in life.facts]
         assert all(one.at_s <= then.at_s for one, then in pairwise(account(life).lines))
         for line, fact in zip(lines, life.facts, strict=True):
@@ -99,12 +113,13 @@ def test_every_fact_has_one_line_and_every_reason_is_told(policy: str, seed: int
                 case ev.CallFinished(ok=False):
                     assert line.why == fact.why
                     assert line.matters
-                case ev.KvReleased():
+                case ev.KvReleased() | ev.KvDropped() | ev.CallPreempted():
                     assert line.why
                 case _:
                     pass
         told += len(lines)
-    assert told == sum(not isinstance(e, ev.EngineSampled | ev.ToolsSampled) for e in of.events)
+    of_nobody = ev.EngineSampled | ev.ToolsSampled | ev.GateShut
+    assert told == sum(not isinstance(e, of_nobody) for e in of.events)
 
 
 def test_policies_with_a_gate_make_sessions_wait_there() -> None:
@@ -130,6 +145,9 @@ def test_each_wait_at_the_gate_says_what_the_others_had(policy: str, seed: int) 
         assert len(told.gate) == (waited.spells if waited else 0)
         assert sum(1 for line in told.lines if line.event == "Gate") == len(told.gate)
         for crowd in told.gate:
+            assert crowd.shut, "nobody waits without a reason"
+            assert crowd.start_s == crowd.shut[0].at_s
+            assert all(sign.why for sign in crowd.shut)
             start_s = crowd.start_s + life.arrived_s
             active, gated = _places(of, life, start_s)
             assert crowd.ahead == gated
@@ -200,7 +218,7 @@ def test_an_account_by_hand() -> None:
         (5, "KV of 200 tokens kept warm, for 1.00 s at first", "short tool"),
         (5, "make: asks for 1 core", ""),
         (5.5, "make: runs on core 0 after 0.50 s", ""),
-        (6, "KV of 200 tokens let go after 1.00 s", "its time was up"),
+        (6, "KV of 200 tokens let go after 1.00 s", EXPIRED),
         (9.5, "ended", "done"),  # at the same time as its tool, and told first
         (9.5, "make: ran 4.00 s (CPU 25.0 %), exit code 0", ""),
     ]

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mars.core import events as ev
 from mars.core.admission import Admission, Beat, GatedView, Open, Verdict, let_in
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Pause
+from mars.core.decisions import Admit, Decision, Pause, Shut
 from mars.core.errors import IllegalMoveError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.pressure import Pressure
@@ -242,6 +242,10 @@ KINDS_FROM_AFAR = (
 Stage = Literal["gated", "inside", "paused"]
 
 
+def moves(decisions: list[Decision]) -> list[Admit | Pause]:
+    return [it for it in decisions if not isinstance(it, Shut)]
+
+
 class Shell(RuleBasedStateMachine):
     """A gateway whose own facts are legal, beside an engine and tools whose facts are late, lost,
     doubled or about nobody. Decisions are carried out some time after they were taken.
@@ -272,8 +276,9 @@ class Shell(RuleBasedStateMachine):
         self.follow(self.plane.handle(event))
         assert self.plane.late >= late
 
-    def follow(self, decisions: list[Admit | Pause]) -> None:
+    def follow(self, said: list[Decision]) -> None:
         self.plane.check()
+        decisions = moves(said)
         from_gate = [it.session_id for it in decisions if it.session_id in self.gate]
         if self.admission not in self.unfair:
             assert from_gate == self.gate[: len(from_gate)], "somebody was overtaken"
@@ -289,6 +294,10 @@ class Shell(RuleBasedStateMachine):
                     self.active.remove(session)
                     self.sent_back.append(session)
         self.orders += decisions
+        for shut in said:
+            if isinstance(shut, Shut):
+                assert shut.waiting == len(self.gate) > 0
+                self.tell(ev.GateShut(at_s=self.now_s, limit="", why="", waiting=shut.waiting))
 
     def name(self) -> str:
         self.named += 1
@@ -502,13 +511,14 @@ def test_a_session_may_leave_the_gate_without_entering() -> None:
 
 def test_every_event_may_open_the_gate() -> None:
     plane = ControlPlane(Window(WindowSettings(first=1)))
-    assert [admit.session_id for admit in plane.handle(arrived("a"))] == ["a"]
+    assert [admit.session_id for admit in moves(plane.handle(arrived("a")))] == ["a"]
     plane.handle(admitted("a"))
     plane.handle(queued("a", "c"))
     plane.handle(engine_sampled(95, 100))
-    assert plane.handle(arrived("b")) == []
-    assert plane.why_not == "KV is at 95% (limit 90%)"
-    assert [admit.session_id for admit in plane.handle(ended("a"))] == ["b"]
+    why = "KV is at 95% (limit 90%)"
+    assert plane.handle(arrived("b")) == [Shut(limit="KV pressure", why=why, waiting=1)]
+    assert plane.why_not == why
+    assert [admit.session_id for admit in moves(plane.handle(ended("a")))] == ["b"]
 
 
 def test_an_admission_that_lets_a_session_in_twice_does_not_pass() -> None:
@@ -578,7 +588,7 @@ def plane_with_one_paused(admission: Admission | None = None) -> ControlPlane:
 def test_the_kv_of_a_paused_session_counts_again_when_it_is_let_in() -> None:
     plane = plane_with_one_paused()
     assert (plane.active, plane.paused, plane.pressure.kv_session_frac) == (0, 1, 0.0)
-    assert plane.handle(returned("s", prompt_bytes=4000)) == []
+    assert moves(plane.handle(returned("s", prompt_bytes=4000))) == []
     view = GatedView(
         session_id=SessionId("s"),
         arrived_s=0.0,

@@ -7,6 +7,7 @@ from tests.core.test_control import arrived, engine_sampled, finished, queued, s
 from mars.core import events as ev
 from mars.core.admission import GatedView, Verdict
 from mars.core.control import ControlPlane
+from mars.core.decisions import Admit, Shut
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Pressure
 from mars.core.residency import Residency, ResidencySettings
@@ -375,13 +376,15 @@ def test_the_control_plane_opens_this_gate_at_every_event_that_makes_room() -> N
     held = SessionId("of earlier times")
     plane.handle(ev.KvHeld(at_s=0.0, session_id=held, kv_tokens=1, keep_s=1.0, why=""))
     for name in ("a", "b"):
-        entered = plane.handle(msgspec.structs.replace(arrived(name), prompt_bytes=4 * 1000))
-        assert bool(entered) == (name == "a")
+        told = plane.handle(msgspec.structs.replace(arrived(name), prompt_bytes=4 * 1000))
+        assert [type(it) for it in told] == [Admit if name == "a" else Shut]
     plane.handle(ev.SessionAdmitted(at_s=0.0, session_id=SessionId("a"), why=""))
     plane.handle(queued("a", "c"))
     assert plane.handle(served("a", "c", 1100)) == []
     assert plane.why_not == "1 active sessions need 69% of KV"
-    assert [it.session_id for it in plane.handle(finished("a", "c"))] == ["b"], "550 + 1000"
+    (entered,) = plane.handle(finished("a", "c"))
+    assert isinstance(entered, Admit)
+    assert entered.session_id == "b", "550 + 1000"
     assert plane.window is None
 
 

@@ -36,6 +36,7 @@ SAMPLES: tuple[ev.SessionEvent, ...] = (
     ),
     ev.CallFinished(at_s=9.0, session_id=S, call_id=C, ok=True),
     ev.KvHeld(at_s=9.0, session_id=S, kv_tokens=5, keep_s=1.0, why=""),
+    ev.KvDropped(at_s=9.0, session_id=S, kv_tokens=5, why=""),
     ev.KvReleased(at_s=9.0, session_id=S, kv_tokens=5, held_s=1.0, why="expired"),
     ev.ToolQueued(at_s=9.0, session_id=S, tool_id=T, tool="sh", cores=1),
     ev.ToolStarted(at_s=9.0, session_id=S, tool_id=T, tool="sh", cores=(0,), wait_s=0.0),

@@ -31,6 +31,8 @@ async def test_the_second_session_waits_and_the_first_goes_on(engine: Engine) ->
         assert (status.window, status.active, status.gated, status.sessions) == (1, 1, 1, 2)
         assert status.why_not == rows["b"].why == "KV is at 100% (limit 90%)"
         assert (rows["a"].phase, rows["a"].turn, rows["a"].why) == ("queued", 1, "")
+        (shut,) = rig.of(ev.GateShut)
+        assert (shut.limit, shut.why, shut.waiting) == ("KV pressure", status.why_not, 1)
         assert 0 <= rows["b"].phase_s < 20
         again = rig.post("a")  # a second call of the first, while the second session waits
         (await engine.called(2)).cue.set()

@@ -3,7 +3,7 @@
 from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Pause
+from mars.core.decisions import Admit, Decision, Pause, Shut
 from mars.core.ids import CallId, SessionId
 
 BYTES_A_TOKEN = 4
@@ -24,9 +24,23 @@ class Fleet:
             facts += map(self.carried_out, self.plane.handle(fact))
             self.plane.check()
 
-    def carried_out(self, decision: Admit | Pause) -> ev.Event:
-        kind = ev.SessionAdmitted if isinstance(decision, Admit) else ev.SessionPaused
-        return kind(at_s=self.now_s, session_id=decision.session_id, why="")
+    def carried_out(self, decision: Decision) -> ev.Event:
+        match decision:
+            case Admit():
+                return ev.SessionAdmitted(
+                    at_s=self.now_s, session_id=decision.session_id, why=decision.why
+                )
+            case Pause():
+                return ev.SessionPaused(
+                    at_s=self.now_s, session_id=decision.session_id, why=decision.why
+                )
+            case Shut():
+                return ev.GateShut(
+                    at_s=self.now_s,
+                    limit=decision.limit,
+                    why=decision.why,
+                    waiting=decision.waiting,
+                )
 
     def tick(self, passed_s: float) -> None:
         self.now_s += passed_s

@@ -1,7 +1,8 @@
 """The simulator's Batcher and the real vLLM scheduler under our plugin, side by side in lock-step.
 
 Both are given the same calls, tool facts, aborts and virtual time; after each step they must agree
-in the tokens of every call, in who was preempted, who ended, and in the number of free blocks.
+in the tokens of every call, in who was preempted, who ended, in the number of free blocks, and in
+the reasons that they give for what they did with memory.
 """
 
 import random
@@ -79,6 +80,29 @@ class Clock:
     now_s = 0.0
 
 
+class Reasons:
+    """Why memory was kept, dropped, released and taken."""
+
+    def __init__(self) -> None:
+        self._heard: list[str] = []
+
+    def hear(self, event: ev.Event) -> None:
+        match event:
+            case ev.CallPreempted() | ev.KvHeld() | ev.KvDropped():
+                assert event.why
+                self._heard.append(f"{type(event).__name__} {event.session_id}: {event.why}")
+            case ev.KvReleased():
+                why = f"{event.why} {event.because}"
+                self._heard.append(f"{type(event).__name__} {event.session_id}: {why}")
+            case _:
+                pass
+
+    def take(self) -> list[str]:
+        """Those since it was last asked, in an order of their own."""
+        heard, self._heard = sorted(self._heard), []
+        return heard
+
+
 class Real:
     """vLLM's scheduler with our plugin, driven step by step; `lag` steps are in flight."""
 
@@ -98,6 +122,8 @@ class Real:
         self.scheduler._now_s = self.scheduler._updated_s = clock.now_s
         self.inbox: list[ev.Event] = []
         self.scheduler._wire.inbox = self._drain
+        self.reasons = Reasons()
+        self.scheduler._wire.emit = self.reasons.hear
 
     def _drain(self) -> list[ev.Event]:
         heard, self.inbox = self.inbox, []
@@ -131,8 +157,10 @@ class Simulated:
             emit=self._hear,
         )
         self.left: list[ev.CallServed] = []
+        self.reasons = Reasons()
 
     def _hear(self, event: ev.Event) -> None:
+        self.reasons.hear(event)
         if isinstance(event, ev.CallServed):
             self.left.append(event)
 
@@ -145,6 +173,7 @@ class Step:
     preempted: list[str]
     ended: list[str]
     free: int
+    reasons: list[str]
 
 
 class Twin:
@@ -264,12 +293,14 @@ class Twin:
             sorted(output.preempted_req_ids or ()),
             [],
             self.real.engine.free_blocks,
+            self.real.reasons.take(),
         )
         simulated = Step(
             batch.tokens,
             sorted(str(c.view.call_id) for c in batch.preempted),
             [],
             self.sim.pool.free,
+            self.sim.reasons.take(),
         )
         assert simulated == real, (
             f"step {self.steps} at {now_s}: scheduled: {simulated}, vLLM: {real}"
@@ -288,8 +319,8 @@ class Twin:
         self.sim.rate.observe(batch.all_tokens, now_s - began_s)
         self.holds = max(self.holds, len(list(self.sim.batcher.holds)))
         left = sorted(str(e.call_id) for e in self.sim.left)
-        real = Step({}, [], sorted(ended), self.real.engine.free_blocks)
-        simulated = Step({}, [], left, self.sim.pool.free)
+        real = Step({}, [], sorted(ended), self.real.engine.free_blocks, self.real.reasons.take())
+        simulated = Step({}, [], left, self.sim.pool.free, self.sim.reasons.take())
         where = f"step {self.steps} at {now_s}, over"
         assert simulated == real, f"{where}: {simulated}, vLLM: {real}"
         assert sorted(self.sim.batcher.holds) == sorted(self.real.scheduler._holds)

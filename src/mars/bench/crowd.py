@@ -1,7 +1,7 @@
-"""What the others had while one session waited at the gate: read off the facts, least and most.
+"""Why one session waited at the gate, and what the others had meanwhile: read off the facts.
 
-The log does not say why somebody was *not* let in. It says who was active, what the engine's
-memory looked like, and who was let in meanwhile, which is what the gate decides by.
+The gate says why it is shut when that changes in kind (`GateShut`). What it decides by stands
+beside that, least and most: who was active, what the engine's memory looked like, who was let in.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +25,16 @@ class Extent(NamedTuple):
     most: float
 
 
+class Shut(msgspec.Struct, frozen=True, kw_only=True):
+    at_s: float
+    why: str
+
+
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     end_s: float
+    shut: list[Shut]
+    """Why the gate was shut: at the start, and each time that this changed."""
     ahead: int
     """Others at the gate when it came there."""
     entered: int
@@ -73,6 +80,9 @@ def crowds(
             room.take(event)
             event = next(stream, None)
         ahead, room.entered, room.gauges = room.gated, 0, {}
+        # with nobody ahead, what was said before is of an earlier wait
+        sign = room.sign if room.sign and (ahead or room.sign.at_s >= wait.start_s) else None
+        room.shut = [_shut(wait.start_s, sign)] if sign else []
         room.look(wait.start_s)
         while event is not None and event.at_s < wait.end_s:
             room.take(event)
@@ -82,6 +92,7 @@ def crowds(
         yield Crowd(
             start_s=wait.start_s,
             end_s=wait.end_s,
+            shut=room.shut,
             ahead=ahead,
             entered=room.entered,
             active=extents["active"],
@@ -126,6 +137,8 @@ class _Room:
     context_tokens: int = 0
     engine: ev.EngineSampled | None = None
     tools: ev.ToolsSampled | None = None
+    sign: ev.GateShut | None = None
+    shut: list[Shut] = field(default_factory=list)
     gauges: dict[str, _Gauge] = field(default_factory=dict)
 
     def take(self, event: ev.Event) -> None:
@@ -134,6 +147,9 @@ class _Room:
                 self.engine = event
             case ev.ToolsSampled():
                 self.tools = event
+            case ev.GateShut():
+                self.sign = event
+                self.shut.append(_shut(event.at_s, event))
             case _ if event.session_id == self.besides:
                 pass
             case ev.SessionArrived():
@@ -182,6 +198,10 @@ class _Room:
             self.gauges[name].see(value, now_s)
         else:
             self.gauges[name] = _Gauge(value, now_s, now_s, value, value)
+
+
+def _shut(at_s: float, sign: ev.GateShut) -> Shut:
+    return Shut(at_s=at_s, why=sign.why)
 
 
 def _said(of: Extent, unit: str = "") -> str:

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from mars.bench import phases
-from mars.bench.crowd import Crowd, crowds
+from mars.bench.crowd import Crowd, Shut, crowds
 from mars.bench.rounds import Round
 from mars.bench.tell import Teller
 from mars.bench.words import number, seconds
@@ -72,7 +72,7 @@ def lives(of: Round) -> list[Life]:
     latest: dict[SessionId, Life] = {}
     for event in of.events:
         match event:
-            case ev.EngineSampled() | ev.ToolsSampled():
+            case ev.EngineSampled() | ev.ToolsSampled() | ev.GateShut():
                 pass
             case ev.SessionArrived():
                 before = latest.get(event.session_id)
@@ -117,7 +117,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     event: str
-    """Name of the fact; `Gate`: what the others had while it waited; `Folded`: several facts."""
+    """Name of the fact; `Gate`: what the others had while it waited; `GateShut`: why it did;
+    `Folded`: several facts."""
     what: str
     why: str = ""
     matters: bool = False
@@ -157,17 +158,20 @@ _NOTHING: Final = PhaseTime(
 def account(life: Life) -> Account:
     waits = [span for span in life.spans if span.phase == "gated"]
     seen = crowds(life.round.events, life.session_id, waits) if waits else ()
-    gate = [
-        msgspec.structs.replace(
-            crowd, start_s=crowd.start_s - life.arrived_s, end_s=crowd.end_s - life.arrived_s
-        )
-        for crowd in seen
-    ]
+    gate = [_since(crowd, life.arrived_s) for crowd in seen]
     return Account(
         **msgspec.structs.asdict(overview(life)),
         phases=_phase_times(life),
         gate=gate,
         lines=_lines(life, gate),
+    )
+
+
+def _since(crowd: Crowd, start_s: float) -> Crowd:
+    """With its times as seconds since then."""
+    shut = [msgspec.structs.replace(sign, at_s=sign.at_s - start_s) for sign in crowd.shut]
+    return msgspec.structs.replace(
+        crowd, start_s=crowd.start_s - start_s, end_s=crowd.end_s - start_s, shut=shut
     )
 
 
@@ -209,7 +213,14 @@ def _lines(life: Life, gate: Sequence[Crowd]) -> list[Line]:
             lines.append(
                 Line(at_s=at_s, event="Gate", what="waits at the gate", why=why, matters=True)
             )
-    return lines
+    lines += [_say_shut(sign) for crowd in gate for sign in crowd.shut]
+    return sorted(lines, key=lambda line: line.at_s)
+
+
+def _say_shut(sign: Shut) -> Line:
+    return Line(
+        at_s=sign.at_s, event="GateShut", what="the gate is shut", why=sign.why, matters=True
+    )
 
 
 def shown(

@@ -17,7 +17,7 @@ _AT_ONCE_S: Final = 0.005
 """What takes less is not worth words."""
 _RELEASED: Final = {
     "returned": "the next call is here",
-    "expired": "its time was up",
+    "expired": "the time it was kept for is over, and the session is not back",
     "pressure": "others needed the memory",
     "tool": "not worth its memory for as long as this tool takes",
     "ended": "the session is over",
@@ -60,7 +60,7 @@ class Teller:
                 | ev.CallFinished()
             ):
                 return self._say_call(fact)
-            case ev.KvHeld() | ev.KvReleased():
+            case ev.KvHeld() | ev.KvDropped() | ev.KvReleased():
                 return _say_kv(fact)
             case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
                 return _say_tool(fact)
@@ -105,7 +105,7 @@ class Teller:
             case ev.CallPreempted():
                 ran = self._took(fact)
                 lost = f"KV of {count(fact.lost_tokens)} tokens given up"
-                return Said(f"{self._turn(fact)}: preempted{ran}; {lost}", cost=True)
+                return Said(f"{self._turn(fact)}: preempted{ran}; {lost}", fact.why, cost=True)
             case ev.CallServed():
                 return self._say_served(fact)
             case ev.CallFinished():
@@ -150,15 +150,18 @@ def _tokens(tokens: int) -> str:
     return f"{count(tokens)} {'token' if tokens == 1 else 'tokens'}"
 
 
-def _say_kv(fact: ev.KvHeld | ev.KvReleased) -> Said:
+def _say_kv(fact: ev.KvHeld | ev.KvDropped | ev.KvReleased) -> Said:
     kv = f"KV of {_tokens(fact.kv_tokens)}"
     match fact:
         case ev.KvHeld():
             return Said(f"{kv} kept warm, for {seconds(fact.keep_s)} at first", fact.why)
+        case ev.KvDropped():
+            return Said(f"{kv} not kept", fact.why)
         case ev.KvReleased():
             said = "taken up again" if fact.why == "returned" else "let go"
             lost = fact.why not in {"returned", "ended", "replaced"}
-            return Said(f"{kv} {said}{_after(fact.held_s)}", _RELEASED[fact.why], cost=lost)
+            why = fact.because or _RELEASED[fact.why]
+            return Said(f"{kv} {said}{_after(fact.held_s)}", why, cost=lost)
         case _:
             assert_never(fact)
 

@@ -31,6 +31,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions at the gate, and paused ones that are not back yet."""
     why_not: str
     """Why the others wait."""
+    limit: ev.Limit = ""
+    """The same by kind: it stays while the numbers in `why_not` move."""
     window: int | None
     """How many sessions may be active; None: no limit."""
     pause: Sequence[Pause] = ()

@@ -19,12 +19,13 @@ import msgspec
 
 from mars.core import events as ev
 from mars.core.admission import Admission, GatedView
-from mars.core.decisions import Admit, Pause
+from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.estimate import Newcomers
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
+from mars.core.sign import Sign
 
 _MAY_OPEN: Final = (
     ev.SessionArrived,
@@ -48,6 +49,7 @@ class ControlPlane:
         self._kv_capacity_tokens = 0
         self._context_tokens = 0
         self._newcomers = Newcomers()
+        self._sign = Sign()
         self._open_calls = 0
         self.sessions: dict[SessionId, Session] = {}
         self.pressure = Pressure()
@@ -69,7 +71,7 @@ class ControlPlane:
         """How often the shell should call `tick`; None: never."""
         return self._admission.tick_s
 
-    def handle(self, event: ev.Event) -> list[Admit | Pause]:
+    def handle(self, event: ev.Event) -> list[Decision]:
         match event:
             case ev.SessionArrived() | ev.SessionReturned():
                 self._come(event)
@@ -87,6 +89,7 @@ class ControlPlane:
                 | ev.CallPreempted()
                 | ev.CallServed()
                 | ev.KvHeld()
+                | ev.KvDropped()
                 | ev.KvReleased()
                 | ev.ToolQueued()
                 | ev.ToolStarted()
@@ -95,12 +98,14 @@ class ControlPlane:
                 self._hear(event)
             case ev.EngineSampled() | ev.ToolsSampled():
                 self._sample(event)
+            case ev.GateShut():
+                pass  # our own word
             case _:
                 assert_never(event)
         self._admission.observe(event)
         return self._open_gate(event.at_s) if isinstance(event, _MAY_OPEN) else []
 
-    def tick(self, now_s: float) -> list[Admit | Pause]:
+    def tick(self, now_s: float) -> list[Decision]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""
         return self._open_gate(now_s)
 
@@ -196,21 +201,22 @@ class ControlPlane:
         self._newcomers.leave(session.session_id)
         self._context_tokens -= session.context_tokens
 
-    def _open_gate(self, now_s: float) -> list[Admit | Pause]:
+    def _open_gate(self, now_s: float) -> list[Decision]:
         if not (self._gate or self._admission.steers):
+            self._sign.clear()
             return []
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
         )
         self.window, self.why_not = verdict.window, verdict.why_not
-        if not (verdict.admit or verdict.pause):
-            return []
-        for admit in verdict.admit:
-            self._admit(admit)
-        for pause in verdict.pause:
-            self._pause(pause)
-        self._foresee()
-        return [*verdict.admit, *verdict.pause]
+        if verdict.admit or verdict.pause:
+            for admit in verdict.admit:
+                self._admit(admit)
+            for pause in verdict.pause:
+                self._pause(pause)
+            self._foresee()
+        shut = self._sign.say(verdict, len(self._gate), now_s)
+        return [*verdict.admit, *verdict.pause, *shut]
 
     def _admit(self, admit: Admit) -> None:
         session_id = admit.session_id

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from mars.core.events import Limit
 from mars.core.ids import SessionId, ToolId
 
 
@@ -15,6 +16,18 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
     session_id: SessionId
     why: str
+
+
+class Shut(msgspec.Struct, frozen=True, kw_only=True):
+    """Say why those at the gate are not let in."""
+
+    limit: Limit
+    why: str
+    waiting: int
+
+
+Decision = Admit | Pause | Shut
+"""Of the control plane."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):

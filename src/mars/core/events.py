@@ -6,8 +6,8 @@ Handlers switch on `Event` with `match`, and mypy proves that no case was forgot
 Who stamps what (each fact has exactly one source):
 
     gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
-    gateway       CallQueued CallFinished
-    engine        CallStarted CallPreempted CallServed KvHeld KvReleased EngineSampled
+    gateway       CallQueued CallFinished GateShut
+    engine        CallStarted CallPreempted CallServed KvHeld KvDropped KvReleased EngineSampled
     tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
 
 `at_s` is in seconds on the machine's monotonic clock, which all processes of a machine share.
@@ -43,6 +43,22 @@ class SessionPaused(Fact, frozen=True, kw_only=True):
     why: str
 
 
+Limit = Literal["", "room in KV", "KV capacity unknown", "KV pressure", "tool pressure", "window"]
+"""What keeps sessions out, by kind; empty: an admission that names none."""
+
+
+class GateShut(Fact, frozen=True, kw_only=True):
+    """Why those at the gate are not let in.
+
+    Told of the first that has to wait, and again when the reason changes in kind (core.sign).
+    """
+
+    limit: Limit
+    why: str
+    waiting: int
+    """Sessions at the gate."""
+
+
 class SessionReturned(Fact, frozen=True, kw_only=True):
     """The next call of a paused session is at the gate."""
 
@@ -75,6 +91,8 @@ class CallPreempted(Fact, frozen=True, kw_only=True):
     call_id: CallId
     lost_tokens: int
     """KV of this many tokens was given up (what stays hashed may yet be found again)."""
+    why: str = ""
+    """Who needed the room."""
 
 
 class CallServed(Fact, frozen=True, kw_only=True):
@@ -111,11 +129,21 @@ class KvHeld(Fact, frozen=True, kw_only=True):
     why: str
 
 
+class KvDropped(Fact, frozen=True, kw_only=True):
+    """A call has ended, and its KV was not held: it is there until somebody needs the room."""
+
+    session_id: SessionId
+    kv_tokens: int
+    why: str
+
+
 class KvReleased(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     kv_tokens: int
     held_s: float
     why: Literal["returned", "expired", "pressure", "tool", "ended", "replaced", "reset"]
+    because: str = ""
+    """Of `pressure`: who needed the room; of `tool`: the policy's reason."""
 
 
 class ToolQueued(Fact, frozen=True, kw_only=True):
@@ -179,8 +207,9 @@ SessionEvent = (
     | SessionReturned
     | CallEvent
     | KvHeld
+    | KvDropped
     | KvReleased
     | ToolEvent
     | SessionEnded
 )
-Event = SessionEvent | EngineSampled | ToolsSampled
+Event = SessionEvent | GateShut | EngineSampled | ToolsSampled

@@ -186,10 +186,10 @@ class Residency:
         if not self._capacity_tokens:
             room = max(0, self._set.first - len(active))
             why = "the engine's KV capacity is not known yet"
-            return self._verdict(list(islice(gated, room)), why)
+            return self._verdict(list(islice(gated, room)), why, "KV capacity unknown")
         share = self._occupied_tokens / self._capacity_tokens
         why = f"{len(active)} active sessions need {share:.0%} of KV"
-        return self._verdict(self._fitting(gated, now_s, alone=not active), why)
+        return self._verdict(self._fitting(gated, now_s, alone=not active), why, "room in KV")
 
     def _fitting(
         self, gated: Collection[GatedView], now_s: float, *, alone: bool
@@ -219,10 +219,10 @@ class Residency:
     def _needs_tokens(self, view: GatedView) -> float:
         return max(0.0, self._tokens_per_byte * view.prompt_bytes - self._common_tokens)
 
-    def _verdict(self, chosen: Sequence[GatedView], why: str) -> Verdict:
+    def _verdict(self, chosen: Sequence[GatedView], why: str, limit: ev.Limit = "") -> Verdict:
         for view in chosen:
             tokens = self._tokens_per_byte * view.prompt_bytes
             stay = _Stay(view.arrived_s, view.prompt_bytes, tokens, self._common_tokens)
             self._stays[view.session_id] = stay
             self._weigh(stay)
-        return Verdict(admit=let_in(chosen, why), why_not=why, window=None)
+        return Verdict(admit=let_in(chosen, why), why_not=why, limit=limit, window=None)

@@ -44,6 +44,7 @@ MOVES: Final[Mapping[tuple[Phase, type[ev.SessionEvent]], Phase]] = {
     (Phase.ACTING, ev.ToolStarted): Phase.ACTING,
     (Phase.ACTING, ev.ToolFinished): Phase.ACTING,
     (Phase.ACTING, ev.KvHeld): Phase.ACTING,
+    (Phase.ACTING, ev.KvDropped): Phase.ACTING,
     (Phase.ACTING, ev.KvReleased): Phase.ACTING,
     (Phase.ACTING, ev.SessionEnded): Phase.ENDED,
     (Phase.ACTING, ev.SessionPaused): Phase.PAUSED,
@@ -54,6 +55,7 @@ MOVES: Final[Mapping[tuple[Phase, type[ev.SessionEvent]], Phase]] = {
     (Phase.PAUSED, ev.ToolStarted): Phase.PAUSED,
     (Phase.PAUSED, ev.ToolFinished): Phase.PAUSED,
     (Phase.PAUSED, ev.KvHeld): Phase.PAUSED,
+    (Phase.PAUSED, ev.KvDropped): Phase.PAUSED,
     (Phase.PAUSED, ev.KvReleased): Phase.PAUSED,
     (Phase.PAUSED, ev.SessionEnded): Phase.ENDED,
 }

@@ -94,7 +94,7 @@ class Window:
         if blind_s > self._set.blind_s:
             why = f"no engine samples for {blind_s:.0f} s: the gate is open"
             return Verdict(admit=let_in(gated, why), why_not="", window=None)
-        over = self._overload(pressure)
+        limit, over = self._overload(pressure)
         if self._finished >= max(1, active):
             self._finished = 0
             self._may_cut = self._may_grow = True
@@ -110,8 +110,9 @@ class Window:
         fit = self._fit(islice(gated, room), active, pressure)
         if fit < min(room, len(gated)):
             why_not = f"KV is at {pressure.kv_frac:.0%} and the next session's prompt does not fit"
+            limit = "room in KV"
         admit = let_in(islice(gated, fit), f"{active} active, window {self._size}")
-        return Verdict(admit=admit, why_not=why_not, window=self._size)
+        return Verdict(admit=admit, why_not=why_not, limit=limit, window=self._size)
 
     def _step(self, active: int, pressure: Pressure) -> int:
         """Doubling in slow start; later `grow`, or more while sessions like the present ones fit.
@@ -145,16 +146,17 @@ class Window:
             count += 1
         return count
 
-    def _overload(self, pressure: Pressure) -> str:
-        """What is overloaded, in words; empty when nothing is."""
+    def _overload(self, pressure: Pressure) -> tuple[ev.Limit, str]:
+        """What is overloaded, by kind and in words; when nothing is, the window and no words."""
         kv = self._kv.update(pressure.kv_frac)
         load = self._load.update(pressure.tool_load)
         wait = self._wait.update(pressure.tool_wait_s)
         if kv:
-            return f"KV is at {pressure.kv_frac:.0%} (limit {self._set.kv_high_frac:.0%})"
+            why = f"KV is at {pressure.kv_frac:.0%} (limit {self._set.kv_high_frac:.0%})"
+            return "KV pressure", why
         if load or wait:
-            return (
+            return "tool pressure", (
                 f"tools: {pressure.tool_load:.1f} a slot, "
                 f"{pressure.tool_wait_s:.1f} s of waiting for cores"
             )
-        return ""
+        return "window", ""

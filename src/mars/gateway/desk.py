@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from mars.core import events as ev
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Pause
+from mars.core.decisions import Admit, Decision, Shut
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
@@ -33,6 +33,7 @@ OWN: Final = (
     | ev.CallQueued
     | ev.CallFinished
     | ev.SessionEnded
+    | ev.GateShut
 )
 """The facts of which the gateway is the source."""
 
@@ -169,7 +170,7 @@ class Desk:
         if own:
             self._publish(own)
 
-    def _ask(self, question: Callable[[], Sequence[Admit | Pause]]) -> Sequence[Admit | Pause]:
+    def _ask(self, question: Callable[[], Sequence[Decision]]) -> Sequence[Decision]:
         """The control plane's answer; when it fails, everybody enters: traffic goes on."""
         try:
             return question()
@@ -183,10 +184,18 @@ class Desk:
             why = f"the control plane failed: {error!r}"
             return [Admit(session_id=session_id, why=why) for session_id in self._stays]
 
-    def _carry_out(self, decisions: Sequence[Admit | Pause]) -> list[ev.Event]:
-        here = ((self._stays.get(decision.session_id), decision) for decision in decisions)
-        facts = (stay.obey(decision, time.monotonic()) for stay, decision in here if stay)
-        return [fact for fact in facts if fact]
+    def _carry_out(self, decisions: Sequence[Decision]) -> list[ev.Event]:
+        return [fact for decision in decisions if (fact := self._fact_of(decision))]
+
+    def _fact_of(self, decision: Decision) -> ev.Event | None:
+        """What the decision is now; None: it changes nothing."""
+        now_s = time.monotonic()
+        if isinstance(decision, Shut):
+            return ev.GateShut(
+                at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
+            )
+        stay = self._stays.get(decision.session_id)
+        return None if stay is None else stay.obey(decision, now_s)
 
     def _arrive(self, session_id: SessionId, identity: Identity, prompt_bytes: int) -> Stay:
         for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay

@@ -137,6 +137,18 @@ class Policy:
         self.retention.observe(event)
 
 
+def needed_by(asking: CallView | None, victim: CallView) -> str:
+    """Why the memory of a running call was given up: in the words of every engine.
+
+    `asking`: the running call that had no room to grow; None: no call asked.
+    """
+    if asking is None:
+        return "the engine was reset"
+    if asking.call_id == victim.call_id:
+        return "it had no room to grow, and is last in order"
+    return f"session {asking.session_id} needed the room"
+
+
 class Steady:
     """What an ordering answers that learns nothing, changes no key and caps no chunk."""
 

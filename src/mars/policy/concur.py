@@ -74,7 +74,8 @@ class Concur:
             self._move(pressure.kv_used_frac, now_s)
         room = max(0, self._size - len(active))
         why = f"{len(active)} sessions are active, the window is {self._size}"
-        return Verdict(admit=let_in(islice(gated, room), why), why_not=why, window=self._size)
+        admit = let_in(islice(gated, room), why)
+        return Verdict(admit=admit, why_not=why, limit="window", window=self._size)
 
     def _move(self, used_frac: float, now_s: float) -> None:
         if used_frac < self._set.kv_low_frac:

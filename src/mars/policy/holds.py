@@ -85,6 +85,7 @@ class Holds:
         others_tokens = self._running_tokens() - own_tokens
         hold = self._ask(session_id, held, "left", "", others_tokens=others_tokens, now_s=now_s)
         if hold.keep_s <= 0.0:
+            self._drop(session_id, kept, hold, now_s)
             return False
         kept.keep()
         self.blocks += kept.blocks
@@ -101,6 +102,13 @@ class Holds:
             )
         )
         return True
+
+    def _drop(self, session_id: SessionId, kept: Kept, hold: Hold, now_s: float) -> None:
+        if hold.why:  # a policy that keeps nothing has nothing to say
+            kv_tokens = kept.blocks * self._block_tokens
+            self._emit(
+                ev.KvDropped(at_s=now_s, session_id=session_id, kv_tokens=kv_tokens, why=hold.why)
+            )
 
     def hear(self, event: ev.ToolEvent, now_s: float) -> None:
         """Ask again: a tool that starts has a name, one that ends brings its session back."""
@@ -139,14 +147,14 @@ class Holds:
             return False
         # rounded: what is worth the same must not be told apart by the last bit of a clock
         least = min(self._held, key=lambda s: (s == besides, round(self._held[s].value, 6), s))
-        self.release(least, now_s, "pressure")
+        self.release(least, now_s, "pressure", because=f"session {besides} needed the room")
         return True
 
     def release_all(self, now_s: float, why: Why) -> None:
         for session_id in list(self._held):
             self.release(session_id, now_s, why)
 
-    def release(self, session_id: SessionId, now_s: float, why: Why) -> None:
+    def release(self, session_id: SessionId, now_s: float, why: Why, *, because: str = "") -> None:
         held = self._held.pop(session_id)
         self.blocks -= held.kept.blocks
         self._emit(
@@ -156,6 +164,7 @@ class Holds:
                 kv_tokens=held.kept.blocks * self._block_tokens,
                 held_s=now_s - held.since_s,
                 why=why,
+                because=because,
             )
         )
         held.kept.let_go()
@@ -181,7 +190,7 @@ class Holds:
             now_s=now_s,
         )
         if hold.keep_s <= 0.0:
-            self.release(event.session_id, now_s, "tool")
+            self.release(event.session_id, now_s, "tool", because=hold.why)
             return
         held.until_s, held.value = now_s + hold.keep_s, hold.value
         self._due_s = min(self._due_s, held.until_s)

@@ -113,7 +113,7 @@ class PreviewWindow:
             admit = let_in(islice(self._line(gated, pressure, now_s), room), why)
         if gated and not (admit or active):
             admit = let_in(islice(gated, 1), "nobody else is active")
-        return Verdict(admit=admit, why_not=why, window=limit)
+        return Verdict(admit=admit, why_not=why, limit="window", window=limit)
 
     def _move(self, pressure: Pressure) -> None:
         kv = self._kv.update(pressure.kv_used_frac)

@@ -84,7 +84,7 @@ class ThunderAgent:
             first = min(self._ranked(gated, pressure))
             admit = [Admit(session_id=first[2], why="nobody else is active")]
         why_not = f"contexts leave {free:.0f} of {self._capacity_tokens} tokens of KV"
-        return Verdict(admit=admit, pause=pause, why_not=why_not, window=None)
+        return Verdict(admit=admit, pause=pause, why_not=why_not, limit="room in KV", window=None)
 
     def _free_tokens(self, active: Collection[Session], pressure: Pressure) -> float:
         used = pressure.kv_session_frac * self._capacity_tokens

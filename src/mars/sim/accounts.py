@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.ids import SessionId
-from mars.policy.base import EngineEvent, Policy
+from mars.policy.base import EngineEvent, Policy, needed_by
 from mars.policy.holds import Holds
 from mars.sim.call import Call
 from mars.sim.kv import Chain, KvPool
@@ -96,13 +96,14 @@ class Accounts:
             )
         )
 
-    def preempted(self, call: Call, kv_tokens: int, now_s: float) -> None:
+    def preempted(self, call: Call, asking: Call, kv_tokens: int, now_s: float) -> None:
         self._emit(
             ev.CallPreempted(
                 at_s=now_s,
                 session_id=call.view.session_id,
                 call_id=call.view.call_id,
                 lost_tokens=kv_tokens,
+                why=needed_by(asking.view, call.view),
             )
         )
 

@@ -193,6 +193,7 @@ class Batcher:
                 place -= at < place
                 tokens_back, blocks_back = given.pop(victim, (0, 0))
                 left += tokens_back
+                self._accounts.preempted(victim, call, running.kv_tokens(victim), now_s)
                 self._preempt(batch, victim, tokens_back, blocks_back, now_s)
             if not call.is_running:
                 break
@@ -327,7 +328,6 @@ class Batcher:
     def _preempt(self, batch: Batch, call: Call, tokens: int, blocks: int, now_s: float) -> None:
         """Memory of a running call goes; it waits again. `tokens`, `blocks`: of this step."""
         batch.preempted.append(call)
-        self._accounts.preempted(call, self.running.kv_tokens(call), now_s)
         self._stop(call, tokens, blocks)
         call.computed = 0
         call.is_running = call.is_leaving = False

@@ -18,7 +18,7 @@ import msgspec
 from mars.core import events as ev
 from mars.core.admission import Open
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Pause
+from mars.core.decisions import Admit, Decision, Pause, Shut
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView
@@ -166,7 +166,7 @@ class Simulation:
         while facts:
             event = facts[0]
             self._log.append(event)
-            decisions: Sequence[Admit | Pause] = ()
+            decisions: Sequence[Decision] = ()
             if self._steers or type(event) in _MILESTONES:
                 decisions = self._control.handle(event)
             if type(event) in _FOR_THE_ENGINE:
@@ -177,8 +177,15 @@ class Simulation:
                 react(event)
             facts.popleft()
 
-    def _carry_out(self, decisions: Sequence[Admit | Pause], now_s: float) -> None:
+    def _carry_out(self, decisions: Sequence[Decision], now_s: float) -> None:
         for decision in decisions:
+            if isinstance(decision, Shut):
+                self._tell(
+                    ev.GateShut(
+                        at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
+                    )
+                )
+                continue
             play = self._plays[decision.session_id]
             if play.is_over:  # its end is already on its way
                 continue

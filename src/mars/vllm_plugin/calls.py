@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import CallView, Key
+from mars.policy.base import CallView, Key, needed_by
 
 _MOST_SESSIONS: Final = 100_000
 _API_ID: Final = re.compile(r"^(?:chatcmpl|cmpl|resp|msg)[-_](.+?)(?:-\d+)?-[0-9a-f]{8}$")
@@ -132,7 +132,7 @@ class Calls:
             )
         )
 
-    def preempted(self, request: Any, now_s: float) -> None:
+    def preempted(self, request: Any, asking: CallView | None, now_s: float) -> None:
         """To be told before vLLM resets the request."""
         call = self._open[request.request_id]
         call.stop(request.num_computed_tokens)
@@ -142,6 +142,7 @@ class Calls:
                 session_id=call.view.session_id,
                 call_id=call.view.call_id,
                 lost_tokens=request.num_computed_tokens,
+                why=needed_by(asking, call.view),
             )
         )
 

@@ -60,6 +60,8 @@ class MarsMixin(_Base):
         self._in_flight_s: deque[float] = deque()
         """When the steps were scheduled that are not over yet."""
         self._used_frac = 0.0
+        self._short: CallView | None = None
+        """The call for which memory was last short: who is preempted then makes room for it."""
         self._rate = PrefillRate()
         self._wire = Wire(settings)
         self._calls = Calls(self._emit)
@@ -214,7 +216,7 @@ class MarsMixin(_Base):
         timestamp: float,
         drop_stale_output: bool = False,
     ) -> None:
-        self._calls.preempted(request, self._now_s)
+        self._calls.preempted(request, self._short, self._now_s)
         super()._preempt_request(request, timestamp, drop_stale_output)
 
     # -- memory ---------------------------------------------------------------------------------
@@ -222,6 +224,8 @@ class MarsMixin(_Base):
     def _allocate_slots(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Held KV goes before a running call is preempted; a cold call waits for it a while."""
         blocks = self._stock_allocate_slots(request, *args, **kwargs)
+        if blocks is None:
+            self._short = self._calls[request.request_id].view
         if not self._holds:
             return blocks
         view = self._calls[request.request_id].view
@@ -277,6 +281,7 @@ class MarsMixin(_Base):
     ) -> bool:
         self._holds.release_all(self._clock(), "reset")
         self._wire.flush()
+        self._short = None
         done: bool = super().reset_prefix_cache(reset_running_requests, reset_connector)
         return done
 
