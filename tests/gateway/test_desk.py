@@ -22,8 +22,9 @@ async def wait_on() -> None:
     pass
 
 
-def identity(session_id: str) -> Identity:
-    return Identity(session_id=SessionId(session_id), rule="test", final=False)
+def identity(session_id: str, parent: str | None = None) -> Identity:
+    parent_id = None if parent is None else SessionId(parent)
+    return Identity(session_id=SessionId(session_id), rule="test", final=False, parent_id=parent_id)
 
 
 class Bench:
@@ -33,8 +34,8 @@ class Bench:
         self.broken: list[str] = []
         self.desk, self.events = checked_desk(scheduling, settings, self.broken)
 
-    async def enter(self, session_id: str) -> Stay:
-        return await self.desk.enter(identity(session_id), 10, wait_on)
+    async def enter(self, session_id: str, parent: str | None = None) -> Stay:
+        return await self.desk.enter(identity(session_id, parent), 10, wait_on)
 
     async def waits(self, session_id: str) -> "asyncio.Task[Stay]":
         task = asyncio.ensure_future(self.enter(session_id))
@@ -257,3 +258,34 @@ async def test_the_gate_opens_when_time_alone_has_passed(narrow: Bench) -> None:
     narrow.desk.tick(1e9)
     assert (await task).admitted
     assert narrow.kinds("b") == ["Arrived", "Admitted"]
+
+
+async def test_a_child_enters_where_its_parent_is_in(narrow: Bench) -> None:
+    await narrow.enter("a")
+    stranger = await narrow.waits("b")
+    child = await narrow.enter("child", "a")
+    assert child.admitted
+    assert not stranger.done()
+    (told,) = [e for e in narrow.events if isinstance(e, ev.SessionArrived) and e.parent_id]
+    assert (told.session_id, told.parent_id) == ("child", "a")
+    narrow.desk.end(A, "test")
+    assert narrow.kinds("child") == ["Arrived", "Admitted"], "it lasts beyond its parent"
+    narrow.desk.end(child.session_id, "test")
+    await stranger
+
+
+async def test_a_parent_is_not_silent_while_its_child_is_there(free: Bench) -> None:
+    """Its own silence begins when the last of its children has ended."""
+    desk = free.desk
+    parent = await free.enter("a")
+    desk.call_finished(desk.call_started(parent), ok=True)
+    children = [await free.enter(name, "a") for name in ("one", "two")]
+    assert parent.timer is None
+    for child in children:
+        call = desk.call_started(child)
+        assert not parent.over
+        desk.call_finished(call, ok=True)
+    await until(lambda: not desk.control.sessions)
+    ends = [e for e in free.events if isinstance(e, ev.SessionEnded)]
+    assert [e.session_id for e in ends] == ["one", "two", "a"]
+    assert ends[-1].at_s - ends[-2].at_s > 0.9 * SHORT.idle_s, "timers are rounded"

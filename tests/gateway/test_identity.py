@@ -121,3 +121,41 @@ def test_an_id_that_cannot_be_printed_is_refused(text: str) -> None:
 def test_a_header_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be printed"):
         identify([(b"session-id", b"\xe9")], b"")
+
+
+@pytest.mark.parametrize(
+    ("own", "parent"),
+    [
+        (b"x-dynamo-session-id", b"x-dynamo-parent-session-id"),
+        (b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"),
+        (b"x-claude-code-agent-id", b"x-claude-code-session-id"),
+        (b"x-session-id", b"x-parent-session-id"),
+    ],
+)
+def test_a_sub_agent_names_its_parent(own: bytes, parent: bytes) -> None:
+    found = identify([(own, b"sub"), (parent, b" root ")], b"")
+    assert (found.session_id, found.parent_id) == ("sub", "root")
+    assert identify([(own, b"root"), (parent, b"root")], b"").parent_id is None
+    assert identify([(own, b"sub"), (parent, b" ")], b"").parent_id is None
+
+
+def test_the_nearest_of_claude_code_s_agents_is_the_parent() -> None:
+    ids = [(b"x-claude-code-session-id", b"main"), (b"x-claude-code-agent-id", b"sub of sub")]
+    found = identify([*ids, (b"x-claude-code-parent-agent-id", b"sub")], b"")
+    assert (found.session_id, found.parent_id) == ("sub of sub", "sub")
+
+
+@pytest.mark.parametrize(
+    ("key", "parent"), [("root", "root"), ("sub", None), (None, None), ("", None), (7, None)]
+)
+def test_a_sub_agent_of_openhands_has_its_parent_as_its_cache_key(
+    key: object, parent: str | None
+) -> None:
+    found = identify([(b"x-litellm-session-id", b"sub")], body(prompt_cache_key=key))
+    assert (found.session_id, found.parent_id) == ("sub", parent)
+    assert identify([(b"x-session-id", b"sub")], body(prompt_cache_key=key)).parent_id is None
+
+
+def test_a_parent_s_id_that_cannot_be_printed_is_refused() -> None:
+    with pytest.raises(InputError, match=r"header x-parent-session-id.*cannot be printed"):
+        identify([(b"x-session-id", b"a"), (b"x-parent-session-id", b"a\x00")], b"")

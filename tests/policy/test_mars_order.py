@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -198,6 +199,35 @@ def test_the_books_do_not_grow_with_sessions_that_nobody_ends() -> None:
             tell(ordering, served("regular"))
     assert len(ordering._calls) == len(ordering._arrived_s) == mars_order._MOST_SESSIONS
     assert ordering._calls[SessionId("regular")] == 101, "who calls again is not forgotten"
+
+
+@given(
+    lives=st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 500.0)), max_size=6),
+    made=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    prompts=st.tuples(st.integers(1, 100_000), st.integers(1, 100_000)),
+    now_s=st.floats(0.0, 5000.0),
+)
+def test_a_child_goes_no_later_than_its_parent_did(
+    lives: list[tuple[int, float]], made: tuple[int, int], prompts: tuple[int, int], now_s: float
+) -> None:
+    """Whoever the parent's newest call would go before, its child's calls go before too."""
+    ordering = order(lives, samples=2)
+    tell(ordering, arrived("parent"), *[served("parent")] * made[0])
+    parent = call("p", session="parent", prompt_tokens=prompts[0], queued_s=1.0)
+    before = ordering.run_key(parent, now_s)
+    tell(ordering, msgspec.structs.replace(arrived("child"), parent_id=SessionId("parent")))
+    tell(ordering, *[served("child")] * made[1])
+    child = call("c", session="child", prompt_tokens=prompts[1], queued_s=2.0)
+    assert ordering.run_key(child, now_s)[:-1] <= before[:-1]
+    tell(ordering, ended("child", 9e9), ended("parent", 50.0))
+    assert (ordering._parents, ordering._places) == ({}, {})
+
+
+def test_the_life_of_a_child_is_a_part_of_its_family_s() -> None:
+    ordering = order([(4, 100.0)])
+    tell(ordering, msgspec.structs.replace(arrived("child"), parent_id=SessionId("parent")))
+    tell(ordering, served("child"), ended("child", 1.0))
+    assert ordering._life_s == 100.0
 
 
 # -- laws -----------------------------------------------------------------------------------------

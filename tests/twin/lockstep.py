@@ -12,6 +12,7 @@ from typing import Any
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
+from mars.core.family import start_s
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView, EngineEvent
 from mars.policy.presets import Scheduling, build_policy
@@ -42,6 +43,7 @@ class Turn:
 class Script:
     session_id: SessionId
     arrives_s: float
+    parent_id: SessionId | None
     group: int
     """Sessions of a group begin with the same system prompt; 0: with none."""
     turns: list[Turn]
@@ -59,6 +61,7 @@ def scripts(seed: int, *, shared: bool) -> list[Script]:
         Script(
             session_id=SessionId(f"s{number}"),
             arrives_s=rng.uniform(0.0, 3.0),
+            parent_id=SessionId(f"s{number - 1}") if number % 3 == seed % 3 else None,
             group=rng.choice((1, 1, 2, 0)) if shared else 0,
             turns=[
                 Turn(
@@ -194,6 +197,7 @@ class Twin:
         self.tools: dict[SessionId, list[tuple[float, ev.Event]]] = {}
         self.open: dict[SessionId, tuple[Call, str, int]] = {}
         self.heard: list[EngineEvent] = []
+        self.starts_s: dict[SessionId, float] = {}
         self.capacity_tokens = blocks * BLOCK_TOKENS
         self.seed = seed
         self.updated_s = 0.0
@@ -241,7 +245,11 @@ class Twin:
             self._end(script)  # vLLM refuses what can never fit
             return
         if script.turn == 0:
-            self._both(ev.SessionArrived(at_s=script.arrives_s, session_id=session_id))
+            arrived = ev.SessionArrived(
+                at_s=script.arrives_s, session_id=session_id, parent_id=script.parent_id
+            )
+            self.starts_s[session_id] = start_s(arrived, self.starts_s)
+            self._both(arrived)
         self._tell()
         name = f"{session_id}/{script.turn}"
         self.real.engine.add(name, list(script.context), turn.output_tokens, session_id)
@@ -249,7 +257,7 @@ class Twin:
             call_id=CallId(name),
             session_id=session_id,
             queued_s=now_s,
-            session_arrived_s=script.arrives_s,
+            session_arrived_s=self.starts_s[session_id],
             prompt_tokens=len(script.context),
         )
         call = self.sim.batcher.add(view, script.chain, turn.output_tokens)
@@ -365,4 +373,5 @@ class Twin:
     def _end(self, script: Script) -> None:
         script.turn = len(script.turns)
         self.due.pop(script.session_id, None)
+        self.starts_s.pop(script.session_id, None)
         self._both(ev.SessionEnded(at_s=self.clock.now_s, session_id=script.session_id, why=""))

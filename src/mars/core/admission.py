@@ -24,6 +24,7 @@ class GatedView(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     """Of one that was in before: what its call will extend."""
     returning: bool = False
+    parent_id: SessionId | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

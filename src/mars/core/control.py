@@ -8,6 +8,9 @@ Every session is in one of the three. The KV of a paused one does not count in t
 keeps it from being evicted (held blocks are in `kv_used_frac`), and to make room is why it was sent
 back. It counts again from its next admission on.
 
+A child (a sub-agent) of an active session does not wait at the gate, whatever the admission, which
+is asked about the others only: its parent waits for it, and keeps its own place for as long.
+
 Sans-I/O. A shell (the gateway, the simulator) hands it every event it sees and carries out
 what it returns; neither holds any rule of its own. The shell's own facts must be legal. Facts that
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
@@ -44,6 +47,8 @@ class ControlPlane:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._gate: dict[SessionId, GatedView] = {}
+        self._children: dict[SessionId, SessionId] = {}
+        """Those at the gate that have a parent, and it."""
         self._active: dict[SessionId, Session] = {}
         self._paused: dict[SessionId, Session] = {}
         self._kv_capacity_tokens = 0
@@ -113,8 +118,11 @@ class ControlPlane:
         """A call is at the gate."""
         session_id = event.session_id
         at_s = event.at_s
-        session = self.sessions.get(session_id) or Session(session_id, at_s, since_s=at_s)
         returning = isinstance(event, ev.SessionReturned)
+        parent_id = event.parent_id if isinstance(event, ev.SessionArrived) else None
+        session = self.sessions.get(session_id) or Session(
+            session_id, at_s, parent_id=parent_id, since_s=at_s
+        )
         if returning or session_id in self.sessions:
             session.advance(event)  # raises at a second arrival: the table has none
         if returning and self._paused.pop(session_id, None) is None:
@@ -126,7 +134,10 @@ class ControlPlane:
             prompt_bytes=event.prompt_bytes,
             context_tokens=session.context_tokens,
             returning=returning,
+            parent_id=session.parent_id,
         )
+        if session.parent_id is not None:
+            self._children[session_id] = session.parent_id
 
     def _hear(self, event: ev.SessionEvent) -> None:
         """A fact from another process: advisory."""
@@ -191,6 +202,7 @@ class ControlPlane:
         session.advance(event)
         del self.sessions[event.session_id]
         self._gate.pop(event.session_id, None)
+        self._children.pop(event.session_id, None)
         self._paused.pop(event.session_id, None)
         self._count_calls(event.at_s, -session.open_calls)
         if self._active.pop(event.session_id, None):
@@ -205,23 +217,35 @@ class ControlPlane:
         if not (self._gate or self._admission.steers):
             self._sign.clear()
             return []
+        family = self._let_children_in()
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
         )
         self.window, self.why_not = verdict.window, verdict.why_not
-        if verdict.admit or verdict.pause:
-            for admit in verdict.admit:
-                self._admit(admit)
-            for pause in verdict.pause:
-                self._pause(pause)
+        for admit in verdict.admit:
+            self._admit(admit)
+        for pause in verdict.pause:
+            self._pause(pause)
+        family += self._let_children_in()
+        if family or verdict.admit or verdict.pause:
             self._foresee()
         shut = self._sign.say(verdict, len(self._gate), now_s)
-        return [*verdict.admit, *verdict.pause, *shut]
+        return [*verdict.admit, *family, *verdict.pause, *shut]
+
+    def _let_children_in(self) -> list[Admit]:
+        let_in: list[Admit] = []
+        while ready := [c for c, parent_id in self._children.items() if parent_id in self._active]:
+            for child_id in ready:
+                why = f"its parent {self._children[child_id]} is in, and waits for it"
+                let_in.append(Admit(session_id=child_id, why=why))
+                self._admit(let_in[-1])
+        return let_in
 
     def _admit(self, admit: Admit) -> None:
         session_id = admit.session_id
         if self._paused.pop(session_id, None) is None:
             view = self._gate.pop(session_id)
+            self._children.pop(session_id, None)
             if not view.context_tokens:
                 self._newcomers.enter(session_id, view.prompt_bytes)
         session = self._active[session_id] = self.sessions[session_id]

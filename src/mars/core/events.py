@@ -29,6 +29,8 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     rule: str = ""
     """Which rule of `gateway.identity` named the session."""
     prompt_bytes: int = 0
+    parent_id: SessionId | None = None
+    """The session that started this one, and waits for it (core.family)."""
 
 
 class SessionAdmitted(Fact, frozen=True, kw_only=True):

@@ -66,7 +66,8 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 class _Stay:
     """An active session, and what it occupies."""
 
-    arrived_s: float
+    arrived_s: float | None
+    """None: it entered unasked, as a child does; its first call tells its size."""
     prompt_bytes: int
     context_tokens: float
     shared_tokens: float
@@ -109,6 +110,8 @@ class Residency:
                 self._follow(event)
             case ev.SessionArrived() | ev.SessionReturned():
                 self._fits_tokens = inf
+            case ev.SessionAdmitted() if event.session_id not in self._stays:
+                self._stay(event.session_id, None, 0)
             case ev.EngineSampled():
                 capacity_tokens = event.kv_total_blocks * event.block_tokens
                 if capacity_tokens != self._capacity_tokens:
@@ -125,6 +128,9 @@ class Residency:
         match event:
             case ev.CallQueued():
                 stay.calls.add(event.call_id)
+                if stay.arrived_s is None and stay.is_new:
+                    stay.prompt_bytes = event.prompt_bytes
+                    stay.context_tokens = self._tokens_per_byte * event.prompt_bytes
             case ev.CallFinished():
                 stay.calls.discard(event.call_id)
             case ev.KvHeld():
@@ -167,8 +173,9 @@ class Residency:
         self._occupied_tokens -= stay.occupies_tokens
         if not self._stays:
             self._occupied_tokens = 0.0  # sums of fractions drift
-        life_s = event.at_s - stay.arrived_s
-        self._life_s += (_WEIGHT if self._life_s else 1.0) * (life_s - self._life_s)
+        if stay.arrived_s is not None:
+            life_s = event.at_s - stay.arrived_s
+            self._life_s += (_WEIGHT if self._life_s else 1.0) * (life_s - self._life_s)
 
     # -- the gate ---------------------------------------------------------------------------------
 
@@ -219,10 +226,13 @@ class Residency:
     def _needs_tokens(self, view: GatedView) -> float:
         return max(0.0, self._tokens_per_byte * view.prompt_bytes - self._common_tokens)
 
+    def _stay(self, session_id: SessionId, arrived_s: float | None, prompt_bytes: int) -> None:
+        tokens = self._tokens_per_byte * prompt_bytes
+        stay = _Stay(arrived_s, prompt_bytes, tokens, self._common_tokens)
+        self._stays[session_id] = stay
+        self._weigh(stay)
+
     def _verdict(self, chosen: Sequence[GatedView], why: str, limit: ev.Limit = "") -> Verdict:
         for view in chosen:
-            tokens = self._tokens_per_byte * view.prompt_bytes
-            stay = _Stay(view.arrived_s, view.prompt_bytes, tokens, self._common_tokens)
-            self._stays[view.session_id] = stay
-            self._weigh(stay)
+            self._stay(view.session_id, view.arrived_s, view.prompt_bytes)
         return Verdict(admit=let_in(chosen, why), why_not=why, limit=limit, window=None)

@@ -65,6 +65,7 @@ MOVES: Final[Mapping[tuple[Phase, type[ev.SessionEvent]], Phase]] = {
 class Session:
     session_id: SessionId
     arrived_s: float
+    parent_id: SessionId | None = None
     phase: Phase = Phase.GATED
     since_s: float = 0.0
     """When the present phase began."""

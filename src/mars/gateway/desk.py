@@ -201,10 +201,18 @@ class Desk:
         for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
             self._tell_finished(call, ok=False, why="its session was ended, and has come back")
         now_s = time.monotonic()
-        stay = self._stays[session_id] = Stay(session_id, now_s)
+        parent = self._stays.get(identity.parent_id) if identity.parent_id else None
+        stay = self._stays[session_id] = Stay(session_id, now_s, parent=parent)
+        if parent is not None:
+            parent.children += 1
+            parent.stop_timer()
         self.emit(
             ev.SessionArrived(
-                at_s=now_s, session_id=session_id, rule=identity.rule, prompt_bytes=prompt_bytes
+                at_s=now_s,
+                session_id=session_id,
+                rule=identity.rule,
+                prompt_bytes=prompt_bytes,
+                parent_id=identity.parent_id,
             )
         )
         return stay
@@ -285,3 +293,7 @@ class Desk:
             self._orphans[stay.session_id] = set(stay.calls)
         self.emit(ev.SessionEnded(at_s=time.monotonic(), session_id=stay.session_id, why=why))
         stay.wake()
+        if (parent := stay.parent) is not None:
+            parent.children -= 1
+            parent.heard_s = time.monotonic()
+            self._settle(parent)

@@ -3,6 +3,9 @@
 The rules of docs (interop), in order; the first that names an id wins, and its name is recorded in
 `SessionArrived.rule`. A request that no rule names is a session of its own: ids are never shared
 between requests that did not ask for it.
+
+A session that another one has started (a sub-agent) may name that one, its parent; who names a
+session that is not here, or itself, has none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +34,15 @@ _HEADERS: Final = (
     b"x-correlation-id",  # AIPerf
     b"x-smg-routing-key",
 )
+_PARENTS: Final = (
+    b"x-dynamo-parent-session-id",
+    b"x-claude-code-parent-agent-id",
+    b"x-parent-session-id",  # OpenCode
+)
+_OF_SUB_AGENTS: Final = {b"x-claude-code-agent-id": b"x-claude-code-session-id"}
+"""The session is named by the first, and was started by the second unless _PARENTS name another."""
+_OPENHANDS: Final = b"x-litellm-session-id"
+"""Its sub-agents give their parent's id as the `prompt_cache_key` in the body."""
 _FINAL: Final = (b"x-session-final", b"x-dynamo-session-final")
 
 
@@ -67,6 +79,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """`header NAME`, `body FIELD`, or `none`."""
     final: bool
     """The session ends with this request."""
+    parent_id: SessionId | None = None
+    """The session that started this one."""
 
 
 def identify(headers: Headers, body: bytes) -> Identity:
@@ -79,18 +93,35 @@ def identify(headers: Headers, body: bytes) -> Identity:
         if value := given.get(name, b"").strip():
             rule = f"header {name.decode()}"
             session_id = _checked(value.decode("utf-8", "surrogateescape"), rule)
-            return Identity(session_id=session_id, rule=rule, final=final)
+            parent_id = _parent(name, given, body)
+            if parent_id == session_id:
+                parent_id = None
+            return Identity(session_id=session_id, rule=rule, final=final, parent_id=parent_id)
     rule, found = _from_body(body)
     if found:
         return Identity(session_id=_checked(found, rule), rule=rule, final=final)
     return Identity(session_id=None, rule="none", final=True)
 
 
-def _from_body(body: bytes) -> tuple[str, str]:
+def _parent(named_by: bytes, given: Mapping[bytes, bytes], body: bytes) -> SessionId | None:
+    for name in (*_PARENTS, _OF_SUB_AGENTS.get(named_by, b"")):
+        if value := given.get(name, b"").strip():
+            rule = f"header {name.decode()}"
+            return _checked(value.decode("utf-8", "surrogateescape"), rule)
+    if named_by == _OPENHANDS and (key := _fields(body).prompt_cache_key):
+        return _checked(key, "body prompt_cache_key") if isinstance(key, str) else None
+    return None
+
+
+def _fields(body: bytes) -> _Body:
     try:
-        wanted = _decoder.decode(body)
+        return _decoder.decode(body)
     except (ValueError, RecursionError):
-        return "", ""  # not JSON: the engine says so better than we could
+        return _Body()  # not JSON: the engine says so better than we could
+
+
+def _from_body(body: bytes) -> tuple[str, str]:
+    wanted = _fields(body)
     for field, value_of in _FIELDS.items():
         value = value_of(wanted)
         if isinstance(value, bool):

@@ -40,11 +40,14 @@ class Stay:
     tools: dict[ToolId, float] = field(default_factory=dict)
     """Queued or running tool calls, and when they were last heard of."""
     timer: asyncio.TimerHandle | None = None
+    parent: "Stay | None" = None
+    children: int = 0
+    """Sessions that it started and that have not ended: it waits for them, and is not silent."""
 
     @property
     def quiet(self) -> bool:
         """Nothing of it is with us."""
-        return not (self.over or self.calls or self.waiting)
+        return not (self.over or self.calls or self.waiting or self.children)
 
     def obey(self, decision: Admit | Pause, now_s: float) -> ev.Event | None:
         """The fact that the decision is now; None: it changes nothing."""

@@ -39,7 +39,8 @@ class CallView:
     queued_s: float
     """When this call came to the engine."""
     session_arrived_s: float
-    """When its session first came, to the gate or (no gate) to the engine."""
+    """When its session first came, to the gate or (no gate) to the engine; of a child: when its
+    family did (core.family)."""
     prompt_tokens: int = 0
     uncached_tokens: int = 0
     """Tokens the model must still compute before the next token can be made: of a waiting call its

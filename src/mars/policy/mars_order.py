@@ -11,6 +11,8 @@
        least first is what keeps the mean low (SRPT); the number of calls left is learned from
        sessions that have ended, which is the Gittins index of a job whose size is unknown in all
        but its distribution, for hazards as smooth as those seen.
+       A child (core.family) goes as its own index says, or as the last call of its parent did
+       where that is less: the work left of the one includes that of the other.
     3. A session older than `patience` times the mean life of sessions that have ended goes before
        all younger ones: nobody is passed for ever.
 
@@ -18,7 +20,7 @@ The paper ranks by uncached tokens, which lets a newcomer's short prompt pass an
 KV was lost: see docs/paper.md for what that costs.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +31,8 @@ from mars.policy.base import CallView, EngineEvent, Key, Stays, Steady
 from mars.policy.learned import Sample
 
 _MOST_SESSIONS: Final = 100_000
+
+V = TypeVar("V")
 
 
 class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +50,9 @@ class LeastLeftFirst(Steady):
         self._calls: dict[SessionId, int] = {}
         """Calls made so far, by open session."""
         self._arrived_s: dict[SessionId, float] = {}
+        self._parents: dict[SessionId, SessionId] = {}
+        self._places: dict[SessionId, float] = {}
+        """The index of each session's newest call."""
         self._lives = Sample()
         self._life_s = 0.0
         self._ended = 0
@@ -58,16 +65,20 @@ class LeastLeftFirst(Steady):
             self._ranks.pop(event.call_id, None)
             if event.ok:
                 self._calls[event.session_id] = self._calls.pop(event.session_id, 0) + 1
-                if len(self._calls) > _MOST_SESSIONS:  # nobody ended them: oldest first
-                    del self._calls[next(iter(self._calls))]
+                _bound(self._calls)
         elif isinstance(event, ev.SessionArrived):
-            self._arrived_s[event.session_id] = event.at_s
-            if len(self._arrived_s) > _MOST_SESSIONS:
-                del self._arrived_s[next(iter(self._arrived_s))]
+            if event.parent_id is None:
+                self._arrived_s[event.session_id] = event.at_s
+                _bound(self._arrived_s)
+            else:
+                self._parents[event.session_id] = event.parent_id
+                _bound(self._parents)
         elif isinstance(event, ev.SessionEnded):
             self._end(event)
 
     def _end(self, event: ev.SessionEnded) -> None:
+        self._parents.pop(event.session_id, None)
+        self._places.pop(event.session_id, None)
         calls = self._calls.pop(event.session_id, 0)
         arrived_s = self._arrived_s.pop(event.session_id, None)
         if calls:
@@ -83,10 +94,18 @@ class LeastLeftFirst(Steady):
             index, first_s = 0.0, call.session_arrived_s
             if len(self._lives) >= self._set.samples:
                 left = self._lives.left(self._calls.get(call.session_id, 0))
-                index = left * call.prompt_tokens
+                index = self._place(call.session_id, left * call.prompt_tokens)
                 first_s += self._set.patience * self._life_s
             rank = self._ranks[call.call_id] = (index, first_s)
         return rank
+
+    def _place(self, session_id: SessionId, index: float) -> float:
+        parent_id = self._parents.get(session_id)
+        if parent_id is not None:
+            index = min(index, self._places.get(parent_id, index))
+        self._places[session_id] = index
+        _bound(self._places)
+        return index
 
     def run_key(self, call: CallView, now_s: float) -> Key:
         takes = call.is_held and not call.kv_tokens  # memory that it has already
@@ -102,3 +121,9 @@ class LeastLeftFirst(Steady):
     def victim_key(self, call: CallView, now_s: float) -> Key:
         _, index, *rest = self.run_key(call, now_s)
         return (index, *rest)
+
+
+def _bound(book: dict[SessionId, V]) -> None:
+    """Of sessions that nobody ends the oldest go first."""
+    if len(book) > _MOST_SESSIONS:
+        del book[next(iter(book))]

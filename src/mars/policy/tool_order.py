@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
+from mars.core.family import start_s
 from mars.core.ids import SessionId, ToolId
 from mars.policy.base import Key
 
@@ -32,7 +33,7 @@ class ToolCallView:
     queued_s: float
     """When it asked."""
     session_arrived_s: float
-    """When its session first came, or was first seen."""
+    """When its session (its root: core.family) first came, or was first seen."""
 
 
 class ToolOrder(Protocol):
@@ -125,6 +126,7 @@ class ToolLine:
         self._now_s = event.at_s
         match event:
             case ev.SessionArrived():
+                self._arrived_s.setdefault(event.session_id, start_s(event, self._arrived_s))
                 self._seen_s(event.session_id)
             case ev.SessionEnded():
                 self._arrived_s.pop(event.session_id, None)

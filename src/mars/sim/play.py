@@ -39,6 +39,10 @@ class Play:
         return Chain() if self.prefix is None else Chain(self.prefix)
 
     @property
+    def has_come(self) -> bool:
+        return self.waits or self.number >= 0
+
+    @property
     def turn(self) -> Turn:
         return self.recorded.turns[self.number]
 

@@ -26,6 +26,7 @@ from mars.policy.presets import Scheduling, build_admission, build_policy, build
 from mars.sim.agenda import Agenda
 from mars.sim.cost import Cost
 from mars.sim.engine import EngineSettings, SimEngine
+from mars.sim.families import Families, Spawn
 from mars.sim.kv import Prefix
 from mars.sim.play import Play, check_fits
 from mars.sim.tools import ToolPool, ToolSettings
@@ -71,15 +72,17 @@ def simulate(
     settings: SimSettings,
     *,
     agents: int | None = None,
+    spawns: Sequence[Spawn] = (),
     micro: bool = False,
 ) -> Outcome:
     """Play all sessions to their end.
 
     `agents`: closed loop, so many sessions are open at any time, in order, whatever their
-    `arrives_s`; None: each arrives when it says. `micro`: step by step, to test the strides.
-    Raises InputError when a session can never fit into the KV.
+    `arrives_s`; None: each arrives when it says. `spawns`: which of them are started by others, and
+    when. `micro`: step by step, to test the strides. Raises InputError when a session can never fit
+    into the KV.
     """
-    return Simulation(sessions, cost, settings, agents=agents, micro=micro).run()
+    return Simulation(sessions, cost, settings, agents=agents, spawns=spawns, micro=micro).run()
 
 
 class Simulation:
@@ -90,6 +93,7 @@ class Simulation:
         settings: SimSettings,
         *,
         agents: int | None = None,
+        spawns: Sequence[Spawn] = (),
         micro: bool = False,
     ) -> None:
         self._set = settings
@@ -118,11 +122,14 @@ class Simulation:
         self._left = len(sessions)
         self._later: deque[Play] = deque()
         """Closed loop: sessions that wait for an agent."""
-        for number, recorded in enumerate(sessions):
+        for recorded in sessions:
             play = self._play_of(recorded)
             self._plays[play.session_id] = play
+        self._families = Families(spawns, self._plays)
+        roots = [play for play in self._plays.values() if not self._families.parent_of(play)]
+        for number, play in enumerate(roots):
             if agents is None:
-                self._agenda.at(recorded.arrives_s, self._arriver(play))
+                self._agenda.at(play.recorded.arrives_s, self._arriver(play))
             elif number < agents:
                 # no two clients come at the very same time: who came first is what some rank by
                 self._agenda.at(number * 1e-6, self._arriver(play))
@@ -264,13 +271,17 @@ class Simulation:
 
     def _arriver(self, play: Play) -> Callable[[float], None]:
         def arrive(now_s: float) -> None:
-            play.waits, play.arrived_s = True, now_s
+            if play.is_over:
+                return  # the parent's client left, and took it along
+            parent = self._families.parent_of(play)
+            play.waits, play.arrived_s = True, parent.arrived_s if parent else now_s
             self._tell(
                 ev.SessionArrived(
                     at_s=now_s,
                     session_id=play.session_id,
                     rule="simulated",
                     prompt_bytes=play.recorded.turns[0].new_tokens * BYTES_PER_TOKEN,
+                    parent_id=parent.session_id if parent else None,
                 )
             )
             if play.recorded.leaves_s is not None:
@@ -345,7 +356,7 @@ class Simulation:
             submit(now_s)
 
     def _act(self, play: Play, now_s: float) -> None:
-        """The next tool of this turn; after the last one the client thinks, then comes back."""
+        """The next tool of this turn; after the last one its sub-agents; then the client thinks."""
         play.tool_id = None
         tools = play.turn.tools
         if play.tools < len(tools):
@@ -353,15 +364,33 @@ class Simulation:
             play.tools += 1
             play.tool_id = ToolId(f"{play.session_id}/{play.number}.{play.tools}")
             self._tools.ask(play.session_id, play.tool_id, tool, now_s)
-        elif play.turn.think_s > 0.0:
+        elif children := self._families.of_turn(play):
+            for child in children:
+                self._agenda.at(now_s, self._arriver(child))
+        else:
+            self._think(play, now_s)
+
+    def _think(self, play: Play, now_s: float) -> None:
+        """The client thinks, then comes back."""
+        if play.turn.think_s > 0.0:
             self._agenda.at(now_s + play.turn.think_s, lambda at_s: self._come_back(play, at_s))
         else:
             self._come_back(play, now_s)
 
     def _leave(self, play: Play, now_s: float) -> None:
-        """The client gives up: whatever is under way for it ends."""
+        """The client gives up, and its sub-agents with it, also those that have not come yet."""
         if play.is_over:
             return
+        if play.has_come:
+            self._give_up(play, now_s)
+        else:
+            play.is_over = True
+            self._left -= 1
+        for child in self._families.all_of(play):
+            self._leave(child, now_s)
+
+    def _give_up(self, play: Play, now_s: float) -> None:
+        """Whatever is under way for it ends."""
         if play.tool_id is not None:
             self._tools.cancel(play.tool_id, now_s)
         call_id = CallId(f"{play.session_id}/{play.number}")
@@ -384,5 +413,7 @@ class Simulation:
         play.is_over = True
         self._left -= 1
         self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why))
-        if self._later:
+        if (waiting := self._families.ended(play)) and not waiting.is_over:
+            self._think(waiting, now_s)
+        if self._later and self._families.parent_of(play) is None:
             self._agenda.at(now_s, self._arriver(self._later.popleft()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mars.core import events as ev
+from mars.core.family import start_s
 from mars.core.ids import CallId, SessionId
 from mars.policy.base import CallView, Key, needed_by
 
@@ -56,14 +57,14 @@ class OpenCall:
 
 
 class Sessions:
-    """When each session arrived, and how many calls it has open."""
+    """When each session's root arrived, and how many calls it has open."""
 
     def __init__(self) -> None:
         self._arrived_s: dict[SessionId, float] = {}
         self._open: Counter[SessionId] = Counter()
 
     def hear_arrived(self, event: ev.SessionArrived) -> None:
-        self._arrived_s[event.session_id] = event.at_s
+        self._arrived_s[event.session_id] = start_s(event, self._arrived_s)
 
     def forget(self, session_id: SessionId) -> None:
         self._arrived_s.pop(session_id, None)
