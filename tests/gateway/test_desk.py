@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from tests.gateway.conftest import ONE_AT_A_TIME, checked_desk, full_kv
 from tests.gateway.scripted import until
@@ -34,8 +35,9 @@ class Bench:
         self.broken: list[str] = []
         self.desk, self.events = checked_desk(scheduling, settings, self.broken)
 
-    async def enter(self, session_id: str, parent: str | None = None) -> Stay:
-        return await self.desk.enter(identity(session_id, parent), 10, wait_on)
+    async def enter(self, session_id: str, parent: str | None = None, tenant: str = "") -> Stay:
+        named = msgspec.structs.replace(identity(session_id, parent), tenant=tenant)
+        return await self.desk.enter(named, 10, wait_on)
 
     async def waits(self, session_id: str) -> "asyncio.Task[Stay]":
         task = asyncio.ensure_future(self.enter(session_id))
@@ -289,3 +291,17 @@ async def test_a_parent_is_not_silent_while_its_child_is_there(free: Bench) -> N
     ends = [e for e in free.events if isinstance(e, ev.SessionEnded)]
     assert [e.session_id for e in ends] == ["one", "two", "a"]
     assert ends[-1].at_s - ends[-2].at_s > 0.9 * SHORT.idle_s, "timers are rounded"
+
+
+async def test_nobody_enters_on_another_tenant_s_word(narrow: Bench) -> None:
+    await narrow.enter("a", tenant="mine")
+    ours = await narrow.enter("ours", "a", tenant="mine")
+    theirs = asyncio.ensure_future(narrow.enter("theirs", "a", tenant="theirs"))
+    await until(lambda: SessionId("theirs") in narrow.desk.control.sessions)
+    assert (ours.admitted, theirs.done()) == (True, False)
+    told = {e.session_id: e for e in narrow.events if isinstance(e, ev.SessionArrived)}
+    assert [told[SessionId(name)].tenant for name in ("ours", "theirs")] == ["mine", "theirs"]
+    assert told[SessionId("theirs")].parent_id is None
+    for name in ("a", "ours"):
+        narrow.desk.end(SessionId(name), "test")
+    await theirs

@@ -227,3 +227,37 @@ async def test_who_comes_back_in_time_keeps_its_place(engine: Engine) -> None:
         await again
         assert [call.turn for call in rig.of(ev.CallQueued)] == [1, 2]
         assert rig.ends("a") == []
+
+
+async def test_the_tenant_is_what_the_header_says_that_the_settings_name(engine: Engine) -> None:
+    async with gateway(engine.url, GatewaySettings(tenant_header="X-Tenant")) as rig:
+        await rig.say("a", headers={"X-Tenant": " blue "})
+        await rig.say("b")
+        response = await rig.post("c", headers={"X-Tenant": "x" * 300})
+        assert response.status == 400
+        assert "the tenant (header X-Tenant) has 300 characters" in await response.text()
+        assert [(e.session_id, e.tenant) for e in rig.of(ev.SessionArrived)] == [
+            ("a", "blue"),
+            ("b", ""),
+        ]
+    async with gateway(engine.url) as rig:
+        await rig.say("a", headers={"X-Tenant": "blue"})
+        assert [e.tenant for e in rig.of(ev.SessionArrived)] == [""]
+
+
+async def test_a_sub_agent_passes_a_gate_that_is_shut(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+        root = rig.post("root")
+        await engine.called(1)
+        stranger = rig.post("stranger")
+        await rig.gated("stranger")
+        child = rig.post("child", headers={"X-Parent-Session-ID": "root"})
+        (await engine.called(2)).cue.set()
+        assert (await child).status == 200
+        assert rig.phases["stranger"] == "gated"
+        (entered,) = [e for e in rig.of(ev.SessionAdmitted) if e.session_id == "child"]
+        assert entered.why == "its parent root is in, and waits for it"
+        stranger.cancel()
+        engine.seen[0].cue.set()
+        await root

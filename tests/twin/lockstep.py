@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.family import start_s
@@ -109,7 +111,9 @@ class Reasons:
 class Real:
     """vLLM's scheduler with our plugin, driven step by step; `lag` steps are in flight."""
 
-    def __init__(self, model: str, policy: str, blocks: int, lag: int, clock: Clock) -> None:
+    def __init__(
+        self, model: str, scheduling: Scheduling, blocks: int, lag: int, clock: Clock
+    ) -> None:
         self.engine = BareEngine(
             MarsScheduler,
             model=model,
@@ -118,7 +122,7 @@ class Real:
             step_tokens=STEP_TOKENS,
             context_tokens=100_000,
             async_scheduling=bool(lag),
-            mars={"scheduling": {"policy": policy}, "rank_s": 0.0},
+            mars={"scheduling": msgspec.to_builtins(scheduling), "rank_s": 0.0},
         )
         self.scheduler: Any = self.engine.scheduler
         self.scheduler._clock = lambda: clock.now_s
@@ -146,12 +150,12 @@ class Real:
 class Simulated:
     """The same, of the simulator."""
 
-    def __init__(self, policy: str, blocks: int, lag: int) -> None:
+    def __init__(self, scheduling: Scheduling, blocks: int, lag: int) -> None:
         self.pool = KvPool(blocks, BLOCK_TOKENS)
         self.rate = PrefillRate()
         self.batcher = Batcher(
             pool=self.pool,
-            policy=build_policy(Scheduling(policy=policy)),
+            policy=build_policy(scheduling),
             rate=self.rate,
             step_tokens=STEP_TOKENS,
             most_calls=MOST_CALLS,
@@ -181,12 +185,19 @@ class Step:
 
 class Twin:
     def __init__(
-        self, model: str, policy: str, seed: int, *, blocks: int, shared: bool, lag: int
+        self,
+        model: str,
+        scheduling: Scheduling,
+        seed: int,
+        *,
+        blocks: int,
+        shared: bool,
+        lag: int,
     ) -> None:
         self.clock = Clock()
         self.lag = lag
-        self.real = Real(model, policy, blocks, lag, self.clock)
-        self.sim = Simulated(policy, blocks, lag)
+        self.real = Real(model, scheduling, blocks, lag, self.clock)
+        self.sim = Simulated(scheduling, blocks, lag)
         self.scripts = {s.session_id: s for s in scripts(seed, shared=shared)}
         self.rng = random.Random(-seed)
         self.prefixes = {group: Prefix(SHARED_TOKENS // BLOCK_TOKENS) for group in (1, 2)}
@@ -246,7 +257,10 @@ class Twin:
             return
         if script.turn == 0:
             arrived = ev.SessionArrived(
-                at_s=script.arrives_s, session_id=session_id, parent_id=script.parent_id
+                at_s=script.arrives_s,
+                session_id=session_id,
+                parent_id=script.parent_id,
+                tenant=str(script.group),
             )
             self.starts_s[session_id] = start_s(arrived, self.starts_s)
             self._both(arrived)

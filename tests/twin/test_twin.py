@@ -7,7 +7,8 @@ import itertools
 
 import pytest
 
-from mars.policy.presets import PRESETS
+from mars.core.tenants import TenantSettings, TenantWeight
+from mars.policy.presets import PRESETS, Scheduling
 
 from .lockstep import Twin
 
@@ -24,7 +25,18 @@ def test_simulator_and_vllm_agree_in_every_step(
     preemptions = 0
     for number, (blocks, shared, lag) in enumerate(CELLS):
         for seed in range(number, number + 12 * each, 12):  # every cell gets seeds of its own
-            twin = Twin(model, policy, seed, blocks=blocks, shared=shared, lag=lag)
+            given = Scheduling(policy=policy)
+            twin = Twin(model, given, seed, blocks=blocks, shared=shared, lag=lag)
             twin.play()
             preemptions += twin.preemptions
     assert preemptions, "some of these memories are meant to be too small"
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_they_agree_with_tenants_too(model: str, lag: int) -> None:
+    """Groups of a shared prompt are tenants, whose classes change all the time."""
+    weights = (TenantWeight(tenant="1", weight=2.0), TenantWeight(tenant="2", weight=1.0))
+    tenants = TenantSettings(weights=weights, quantum_s=0.5, again_s=0.5)
+    for seed in range(6):
+        given = Scheduling(tenants=tenants)
+        Twin(model, given, seed, blocks=700, shared=True, lag=lag).play()

@@ -31,6 +31,8 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     prompt_bytes: int = 0
     parent_id: SessionId | None = None
     """The session that started this one, and waits for it (core.family)."""
+    tenant: str = ""
+    """Whose it is (core.tenants); empty: nobody said."""
 
 
 class SessionAdmitted(Fact, frozen=True, kw_only=True):

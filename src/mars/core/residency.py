@@ -37,6 +37,7 @@ from mars.core.admission import GatedView, Verdict, let_in
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
+from mars.core.tenants import TenantShares
 
 _WEIGHT: Final = 0.1
 """Of the newest value in what is learned."""
@@ -81,8 +82,10 @@ class _Stay:
 class Residency:
     steers = False
 
-    def __init__(self, settings: ResidencySettings) -> None:
+    def __init__(self, settings: ResidencySettings, shares: TenantShares | None = None) -> None:
+        """`shares`: of tenants, which come before all else; each one's sessions enter as above."""
         self._set = settings
+        self._shares = shares
         self.tick_s: float | None = settings.blind_s / 10
         """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._capacity_tokens = 0
@@ -101,6 +104,8 @@ class Residency:
     # -- facts ------------------------------------------------------------------------------------
 
     def observe(self, event: ev.Event) -> None:
+        if self._shares is not None:
+            self._shares.observe(event)
         match event:
             case ev.CallQueued() | ev.CallFinished() | ev.CallServed():
                 self._follow(event)
@@ -221,7 +226,8 @@ class Residency:
     def _in_order(self, gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
         most_s = self._set.patience * self._life_s if self._life_s else inf
         late = list(takewhile(lambda view: now_s - view.arrived_s > most_s, gated))
-        return [*late, *sorted(islice(gated, len(late), None), key=lambda view: view.prompt_bytes)]
+        views = [*late, *sorted(islice(gated, len(late), None), key=lambda view: view.prompt_bytes)]
+        return views if self._shares is None else list(self._shares.in_turn(views))
 
     def _needs_tokens(self, view: GatedView) -> float:
         return max(0.0, self._tokens_per_byte * view.prompt_bytes - self._common_tokens)

@@ -202,7 +202,10 @@ class Desk:
             self._tell_finished(call, ok=False, why="its session was ended, and has come back")
         now_s = time.monotonic()
         parent = self._stays.get(identity.parent_id) if identity.parent_id else None
-        stay = self._stays[session_id] = Stay(session_id, now_s, parent=parent)
+        if parent is not None and parent.tenant != identity.tenant:
+            parent = None  # nobody enters on another tenant's word
+        stay = Stay(session_id, now_s, tenant=identity.tenant, parent=parent)
+        self._stays[session_id] = stay
         if parent is not None:
             parent.children += 1
             parent.stop_timer()
@@ -212,7 +215,8 @@ class Desk:
                 session_id=session_id,
                 rule=identity.rule,
                 prompt_bytes=prompt_bytes,
-                parent_id=identity.parent_id,
+                parent_id=parent.session_id if parent else None,
+                tenant=identity.tenant,
             )
         )
         return stay

@@ -81,6 +81,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The session ends with this request."""
     parent_id: SessionId | None = None
     """The session that started this one."""
+    tenant: str = ""
+    """Whose the session is; empty: nobody said."""
 
 
 def identify(headers: Headers, body: bytes) -> Identity:
@@ -101,6 +103,13 @@ def identify(headers: Headers, body: bytes) -> Identity:
     if found:
         return Identity(session_id=_checked(found, rule), rule=rule, final=final)
     return Identity(session_id=None, rule="none", final=True)
+
+
+def tenant_of(headers: Headers, name: str) -> str:
+    """What this header says; empty without one. Raises InputError as `identify` does."""
+    wanted = name.lower().encode()
+    found = next((value for header, value in headers if header == wanted), b"").strip()
+    return _printable(found.decode("utf-8", "surrogateescape"), f"tenant (header {name})")
 
 
 def _parent(named_by: bytes, given: Mapping[bytes, bytes], body: bytes) -> SessionId | None:
@@ -132,10 +141,12 @@ def _from_body(body: bytes) -> tuple[str, str]:
 
 
 def _checked(text: str, rule: str) -> SessionId:
+    return SessionId(_printable(text, f"session id ({rule})"))
+
+
+def _printable(text: str, what: str) -> str:
     if len(text) > _MOST_CHARS:
-        raise InputError(
-            f"the session id ({rule}) has {len(text)} characters; {_MOST_CHARS} is the most"
-        )
+        raise InputError(f"the {what} has {len(text)} characters; {_MOST_CHARS} is the most")
     if not text.isprintable():
-        raise InputError(f"the session id ({rule}) has characters that cannot be printed")
-    return SessionId(text)
+        raise InputError(f"the {what} has characters that cannot be printed")
+    return text

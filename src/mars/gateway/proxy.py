@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from mars.core.errors import InputError
 from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
 from mars.gateway.desk import Desk
-from mars.gateway.identity import Headers, Identity, identify
+from mars.gateway.identity import Headers, Identity, identify, tenant_of
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, SessionOverError
 from mars.gateway.upstream import (
@@ -106,7 +106,7 @@ class GatedCall(PassThrough):
         if body is None:
             return
         try:
-            identity = identify(scope["headers"], body)
+            identity = self._identify(scope["headers"], body)
         except InputError as error:
             await caller.fail(400, "invalid_session_id", str(error))
             return
@@ -121,6 +121,13 @@ class GatedCall(PassThrough):
                     await caller.fail(410, "session_ended", why)
                 return
             await self._run(caller, call, body)
+
+    def _identify(self, headers: Headers, body: bytes) -> Identity:
+        identity = identify(headers, body)
+        if not self._set.tenant_header:
+            return identity
+        tenant = tenant_of(headers, self._set.tenant_header)
+        return msgspec.structs.replace(identity, tenant=tenant)
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))

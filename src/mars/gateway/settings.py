@@ -19,6 +19,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Largest request body; more is answered with 413. Agent prompts are some 100 KB."""
     connect_s: Seconds = 5.0
     """Longest wait for a connection to the engine."""
+    tenant_header: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
+    """Header of a request that says whose its session is (for `scheduling.tenants`), such as
+    `X-Tenant`; empty: none. It is believed: let a proxy that knows its clients set it."""
     keepalive_s: Seconds = 10.0
     """A streaming request at the gate is sent an SSE comment this often, so that its client does
     not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""

@@ -40,6 +40,7 @@ class Stay:
     tools: dict[ToolId, float] = field(default_factory=dict)
     """Queued or running tool calls, and when they were last heard of."""
     timer: asyncio.TimerHandle | None = None
+    tenant: str = ""
     parent: "Stay | None" = None
     children: int = 0
     """Sessions that it started and that have not ended: it waits for them, and is not silent."""

@@ -8,9 +8,11 @@ import msgspec
 from mars.core.admission import Admission, Open
 from mars.core.errors import InputError
 from mars.core.residency import Residency, ResidencySettings
+from mars.core.tenants import TenantSettings, TenantShares
 from mars.core.window import Window, WindowSettings
 from mars.policy.autellix import AutellixSettings, LeastServed
 from mars.policy.base import KeepNothing, Ordering, Policy, Retention
+from mars.policy.by_share import ByShare
 from mars.policy.concur import Concur, ConcurSettings
 from mars.policy.continuum import ContinuumSettings, DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.fcfs import Fcfs
@@ -32,6 +34,7 @@ class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     residency: ResidencySettings = ResidencySettings()
     least_left: LeastLeftSettings = LeastLeftSettings()
     worth: WorthSettings = WorthSettings()
+    tenants: TenantSettings = TenantSettings()
     window: WindowSettings = WindowSettings()
     order: OrderSettings = OrderSettings()
     hold: HoldSettings = HoldSettings()
@@ -68,7 +71,7 @@ def _open(_: Scheduling) -> Admission:
 
 
 def _residency(s: Scheduling) -> Admission:
-    return Residency(s.residency)
+    return Residency(s.residency, TenantShares(s.tenants) if s.tenants.weights else None)
 
 
 def _window(s: Scheduling) -> Admission:
@@ -100,7 +103,8 @@ def _session_fcfs(_: Scheduling) -> Ordering:
 
 
 def _least_left(s: Scheduling) -> Ordering:
-    return LeastLeftFirst(s.least_left)
+    order = LeastLeftFirst(s.least_left)
+    return ByShare(order, s.tenants) if s.tenants.weights else order
 
 
 def _continuations(s: Scheduling) -> Ordering:

@@ -8,7 +8,7 @@ What a session is to do next stands in its `Play`, and nobody else looks there.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final, assert_never
@@ -73,16 +73,19 @@ def simulate(
     *,
     agents: int | None = None,
     spawns: Sequence[Spawn] = (),
+    tenants: Mapping[str, str] | None = None,
     micro: bool = False,
 ) -> Outcome:
     """Play all sessions to their end.
 
     `agents`: closed loop, so many sessions are open at any time, in order, whatever their
     `arrives_s`; None: each arrives when it says. `spawns`: which of them are started by others, and
-    when. `micro`: step by step, to test the strides. Raises InputError when a session can never fit
-    into the KV.
+    when. `tenants`: whose a session is, by its id. `micro`: step by step, to test the strides.
+    Raises InputError when a session can never fit into the KV.
     """
-    return Simulation(sessions, cost, settings, agents=agents, spawns=spawns, micro=micro).run()
+    return Simulation(
+        sessions, cost, settings, agents=agents, spawns=spawns, tenants=tenants, micro=micro
+    ).run()
 
 
 class Simulation:
@@ -94,9 +97,11 @@ class Simulation:
         *,
         agents: int | None = None,
         spawns: Sequence[Spawn] = (),
+        tenants: Mapping[str, str] | None = None,
         micro: bool = False,
     ) -> None:
         self._set = settings
+        self._tenants = tenants or {}
         self._agenda = Agenda()
         admission = build_admission(settings.scheduling)
         self._control = ControlPlane(admission)
@@ -282,6 +287,7 @@ class Simulation:
                     rule="simulated",
                     prompt_bytes=play.recorded.turns[0].new_tokens * BYTES_PER_TOKEN,
                     parent_id=parent.session_id if parent else None,
+                    tenant=self._tenants.get(play.session_id, ""),
                 )
             )
             if play.recorded.leaves_s is not None:

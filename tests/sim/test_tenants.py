@@ -1,0 +1,130 @@
+"""Two tenants on one machine under `mars`: shares under overload, and what one costs the other."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from itertools import pairwise
+
+import msgspec
+import pytest
+
+from mars.core import events as ev
+from mars.core.tenants import TenantSettings, TenantWeight
+from mars.policy.presets import Scheduling
+from mars.sim.engine import EngineSettings
+from mars.sim.run import Outcome, SimSettings, simulate
+from mars.workload.make import make
+from mars.workload.synthetic import Synthetic
+from mars.workload.trace import Recorded
+
+from .test_laws import COST, names
+from .test_laws import settings as crowded
+from .workloads import random_sessions
+
+SWE = msgspec.convert(
+    {"kind": "synthetic", "class": "swe", "max_context_tokens": 30_000}, Synthetic
+)
+KV_BLOCKS = 4000
+"""For a few sessions: everybody waits at the gate."""
+
+
+def weighed(**weights: float) -> Scheduling:
+    named = tuple(TenantWeight(tenant=name, weight=of) for name, of in weights.items())
+    return Scheduling(tenants=TenantSettings(weights=named))
+
+
+def play(sessions: list[Recorded], scheduling: Scheduling, tenants: Mapping[str, str]) -> Outcome:
+    given = SimSettings(
+        scheduling=scheduling, engine=EngineSettings(kv_blocks=KV_BLOCKS, sample_s=1.0)
+    )
+    return simulate(sessions, COST, given, tenants=tenants)
+
+
+def attained_s(outcome: Outcome, tenants: Mapping[str, str], until_s: float) -> dict[str, float]:
+    """Seconds of calls on the GPU and core seconds of tools, read off the log."""
+    attained, started_s = defaultdict[str, float](float), dict[str, float]()
+    for event in outcome.events:
+        match event:
+            case _ if event.at_s > until_s:
+                break
+            case ev.CallStarted():
+                started_s[event.call_id] = event.at_s
+            case ev.CallServed():
+                attained[tenants[event.session_id]] += event.at_s - started_s[event.call_id]
+            case ev.ToolFinished():
+                attained[tenants[event.session_id]] += event.run_s
+            case _:
+                pass
+    return attained
+
+
+def last_s(outcome: Outcome, kind: type[ev.SessionAdmitted], of: set[str]) -> float:
+    return max(e.at_s for e in outcome.events if isinstance(e, kind) and e.session_id in of)
+
+
+def times_s(outcome: Outcome, of: set[str]) -> list[float]:
+    arrived_s = {e.session_id: e.at_s for e in outcome.events if isinstance(e, ev.SessionArrived)}
+    ended = (e for e in outcome.events if isinstance(e, ev.SessionEnded) and e.session_id in of)
+    return [e.at_s - arrived_s[e.session_id] for e in ended]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("ratio", [1.0, 3.0])
+def test_under_overload_each_attains_its_share(seed: int, ratio: float) -> None:
+    """While both have sessions at the gate, and up to the half of that."""
+    sessions = make(SWE, 240, 2.0, seed)
+    tenants = {s.session_id: "ab"[n % 2] for n, s in enumerate(sessions)}
+    outcome = play(sessions, weighed(a=ratio, b=1.0), tenants)
+    both = [{name for name, of in tenants.items() if of == tenant} for tenant in "ab"]
+    end_s = min(last_s(outcome, ev.SessionAdmitted, of) for of in both)
+    for until_s in (end_s / 2, end_s):
+        attained = attained_s(outcome, tenants, until_s)
+        assert attained["a"] / attained["b"] == pytest.approx(ratio, rel=0.25)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_a_tenant_within_its_share_does_not_feel_another_s_flood(seed: int) -> None:
+    """Its largest slowdown is bounded by what it shares with, not by how much the other asks."""
+    sessions = make(SWE, 240, 2.0, seed)
+    few = {s.session_id for s in sessions[::24]}
+    tenants = {s.session_id: "few" if s.session_id in few else "flood" for s in sessions}
+    alone = times_s(play([s for s in sessions if s.session_id in few], Scheduling(), {}), few)
+    unweighed = times_s(play(sessions, Scheduling(), tenants), few)
+    shared = times_s(play(sessions, weighed(few=1.0, flood=1.0), tenants), few)
+    assert len(alone) == len(shared) == 10
+    assert sum(shared) < 4.0 * sum(alone)
+    assert max(shared) < 2.0 * max(alone)
+    assert sum(shared) < sum(unweighed) / 5.0, "else the flood is none"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tenant_that_is_alone_has_the_machine_as_if_there_were_no_tenants(seed: int) -> None:
+    sessions = random_sessions(seed)
+    mine = {s.session_id: "a" for s in sessions}
+    given = crowded("mars", seed, seed % 2)
+    shared = msgspec.structs.replace(given, scheduling=weighed(a=3.0, b=1.0))
+    assert (
+        simulate(sessions, COST, shared, tenants=mine).events
+        == simulate(sessions, COST, given, tenants=mine).events
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_macro_steps_change_nothing_for_tenants_either(seed: int) -> None:
+    sessions = random_sessions(seed)
+    tenants = {s.session_id: "ab"[n % 2] for n, s in enumerate(sessions)}
+    given = msgspec.structs.replace(crowded("mars", seed, 1), scheduling=SMALL_CLASSES)
+    macro, micro = (
+        simulate(sessions, COST, given, tenants=tenants, micro=micro) for micro in (False, True)
+    )
+    assert names(macro) == names(micro)
+    for one, other in zip(macro.events, micro.events, strict=True):
+        assert one.at_s == pytest.approx(other.at_s, abs=1e-9)
+    assert all(one.at_s <= then.at_s for one, then in pairwise(macro.events))
+
+
+SMALL_CLASSES = Scheduling(
+    tenants=TenantSettings(
+        weights=(TenantWeight(tenant="a", weight=3.0),), quantum_s=0.5, again_s=0.7
+    )
+)
+"""Classes that change all the time."""
