@@ -64,6 +64,12 @@ def test_the_gate_s_reasons_stand_in_the_wait_they_are_of() -> None:
     assert [line.at_s for line in told.lines] == sorted(line.at_s for line in told.lines)
 
 
+def test_a_sub_agent_s_arrival_names_its_parent_and_its_tenant() -> None:
+    child = ev.SessionArrived(at_s=0.0, session_id=B, parent_id=A, tenant="blue", rule="r")
+    said = Teller().say(child)
+    assert (said.what, said.why) == ("arrived, started by a, of tenant blue", "named by: r")
+
+
 def life_of(of: Round, session_id: str) -> Life:
     return next(life for life in lives(of) if life.session_id == session_id)
 

@@ -78,7 +78,7 @@ class Teller:
         match fact:
             case ev.SessionArrived():
                 self._gate_since_s = fact.at_s
-                return Said("arrived", f"named by: {fact.rule}" if fact.rule else "")
+                return Said(_arrived(fact), f"named by: {fact.rule}" if fact.rule else "")
             case ev.SessionReturned():
                 self._gate_since_s = fact.at_s
                 return Said("came back to the gate with its next call")
@@ -140,6 +140,11 @@ class Teller:
         since_s = self._since_s.get(fact.call_id)
         self._since_s[fact.call_id] = fact.at_s
         return "" if since_s is None else _after(fact.at_s - since_s)
+
+
+def _arrived(fact: ev.SessionArrived) -> str:
+    parent = f", started by {fact.parent_id}" if fact.parent_id else ""
+    return f"arrived{parent}{f', of tenant {fact.tenant}' if fact.tenant else ''}"
 
 
 def _after(took_s: float) -> str:

@@ -217,17 +217,17 @@ class ControlPlane:
         if not (self._gate or self._admission.steers):
             self._sign.clear()
             return []
-        family = self._let_children_in()
+        family = self._let_children_in() if self._children else []
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
         )
         self.window, self.why_not = verdict.window, verdict.why_not
-        for admit in verdict.admit:
-            self._admit(admit)
-        for pause in verdict.pause:
-            self._pause(pause)
-        family += self._let_children_in()
         if family or verdict.admit or verdict.pause:
+            for admit in verdict.admit:
+                self._admit(admit)
+            for pause in verdict.pause:
+                self._pause(pause)
+            family += self._let_children_in()
             self._foresee()
         shut = self._sign.say(verdict, len(self._gate), now_s)
         return [*verdict.admit, *family, *verdict.pause, *shut]
