@@ -179,6 +179,7 @@ def tools(
             token=secrets.token_urlsafe(32),
             publish=publish,
             state_file=state or default_state_file(),
+            tell=click.echo,
         )
     )
 
@@ -187,6 +188,10 @@ def tools(
 @click.option("--session", default="", help="Session that the command belongs to.")
 @click.option("--tool", default="", help="Name to learn durations by. Default: the command's.")
 @click.option("--cores", default=1, show_default=True, help="Cores to lease.")
+@click.option("--memory", "memory_bytes", type=int, help="Bytes to lease; default: the server's.")
+@click.option(
+    "--sandbox", is_flag=True, help="No network, own /tmp, read-only but for this folder."
+)
 @click.option("--timeout", "timeout_s", type=float, help="Seconds; the whole process tree ends.")
 @click.option("--state", type=click.Path(path_type=Path), help="Another tool server's state file.")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -195,6 +200,8 @@ def exec_(
     session: str,
     tool: str,
     cores: int,
+    memory_bytes: int | None,
+    sandbox: bool,
     timeout_s: float | None,
     state: Path | None,
     argv: tuple[str, ...],
@@ -211,6 +218,8 @@ def exec_(
         session_id=session,
         tool=tool,
         cores=cores,
+        memory_bytes=memory_bytes,
+        sandbox=sandbox,
         timeout_s=timeout_s,
         cwd=str(Path.cwd()),
     )

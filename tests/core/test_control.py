@@ -558,7 +558,8 @@ def test_check_sees_phantoms_and_leaks() -> None:
 def test_pressure_is_read_off_the_samples() -> None:
     plane = plane_with(arrived("s"), admitted("s"), queued("s", "c", at_s=3.0))
     plane.handle(engine_sampled(25, 100, at_s=4.0))
-    plane.handle(ev.ToolsSampled(at_s=5.0, running=3, waiting=6, slots=6, wait_s=0.5))
+    tools = ev.ToolsSampled(at_s=5.0, running=3, waiting=6, slots=6, wait_s=0.5, controls="by luck")
+    plane.handle(tools)
     plane.handle(served("s", "c", 799))
     assert plane.pressure == Pressure(
         kv_used_frac=0.25,
@@ -572,6 +573,7 @@ def test_pressure_is_read_off_the_samples() -> None:
     )
     assert plane.pressure.kv_frac == 0.5
     assert plane.pressure.blind_s(10.0) == 6.0
+    assert plane.tool_controls == "by luck"
 
 
 def plane_with_one_paused(admission: Admission | None = None) -> ControlPlane:

@@ -105,6 +105,11 @@ async def test_facts_go_out_and_come_in(engine: Engine, tmp_path: Path) -> None:
         ) as gateway:
             while (await gateway.status()).pressure.kv_used_frac < 1:  # until they are connected
                 publisher.send([full_kv()])
+            idle = ev.ToolsSampled(
+                at_s=0.0, running=0, waiting=0, slots=1, wait_s=0.0, controls="cores 1 by affinity"
+            )
+            while (await gateway.status()).tool_controls != "cores 1 by affinity":
+                publisher.send([idle])
             number = 0
             while not heard:
                 number += 1

@@ -39,7 +39,7 @@ async def test_exec_gives_output_and_exit_code(tmp_path: Path) -> None:
         process = await mars_exec(rig, tmp_path, asked)
         stdout, stderr = await process.communicate()
         assert (process.returncode, stdout) == (3, b"\xffut")
-        assert stderr == b"errormars: output was cut: 1 bytes more were dropped\n"
+        assert stderr == b"err\nmars: 1 bytes of stderr are left out here\nr\n"
 
 
 async def test_exec_says_that_it_timed_out(tmp_path: Path) -> None:

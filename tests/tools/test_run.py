@@ -133,15 +133,35 @@ async def test_output_comes_while_the_command_runs(tmp_path: Path) -> None:
     assert [type(line) for line in seen] == [Queued, Started, Output, Output, Finished]
 
 
-async def test_output_beyond_the_cap_is_dropped_and_counted() -> None:
+async def test_start_and_end_of_a_gigabyte_are_kept_in_little_memory() -> None:
     process = psutil.Process()
-    async with serving(output_bytes=1000) as rig:
+    script = "printf first; head -c 1000000000 /dev/zero; printf last; head -c 1500 /dev/zero >&2"
+    async with serving(output_bytes=1001) as rig:
         before_bytes = process.memory_info().rss
-        ran = await rig.sh("head -c 50000000 /dev/zero; head -c 1500 /dev/zero >&2")
+        ran = await rig.sh(script)
         assert process.memory_info().rss - before_bytes < 20e6
-        assert (len(ran.stdout), len(ran.stderr)) == (1000, 1000)
-        assert ran.finished.dropped_bytes == 50_000_000 - 1000 + 500
+        assert (len(ran.stdout), len(ran.stderr)) == (1001, 1001)
+        assert ran.stdout == b"first" + b"\0" * (1001 - 9) + b"last"
+        assert ran.finished.dropped_bytes == 1_000_000_009 - 1001 + 1500 - 1001
         assert ran.finished.exit_code == 0
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1, 2, 99_999, 100_000, 100_001, 1_000_000])
+async def test_what_is_left_out_is_said_where_it_is_left_out(keep_bytes: int) -> None:
+    """Put together again, what came and what was skipped is what was written."""
+    text = "import sys; sys.stdout.write(''.join(f'{n:09}\\n' for n in range(10_000)))"
+    seen: list[Output] = []
+    async with serving(output_bytes=keep_bytes) as rig:
+        finished = await rig.client.run(request(sys.executable, "-c", text), seen.append)
+    written = "".join(f"{n:09}\n" for n in range(10_000)).encode()
+    at = 0
+    for output in seen:
+        at += output.skipped_bytes
+        assert output.data == written[at : at + len(output.data)]
+        at += len(output.data)
+    assert at == len(written)
+    assert finished.dropped_bytes == sum(o.skipped_bytes for o in seen)
+    assert finished.dropped_bytes == max(0, len(written) - keep_bytes)
 
 
 async def test_a_client_that_does_not_read_holds_up_nobody() -> None:

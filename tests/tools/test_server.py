@@ -78,16 +78,21 @@ async def test_health_needs_no_token() -> None:
         await rig.started(1)
         async with http.get(rig.url + "/health") as answer:
             health = {"cores": [0, 1], "slots": 4, "running": 1, "waiting": 0}
-            assert await answer.json() == health
+            controls = {"controls": str(rig.runtime.controls)}
+            assert await answer.json() == health | controls
         call.cancel()
 
 
-def test_lendable_cores() -> None:
+def test_cores_are_what_affinity_and_quota_leave_without_those_kept() -> None:
     usable = sorted(os.sched_getaffinity(0))
-    assert lendable(ToolSettings()) == tuple(usable[1:] or usable)
-    assert lendable(ToolSettings(cores=(1, 0, 1))) == (0, 1)
+    assert lendable(ToolSettings(), None) == tuple(usable[1:] or usable)
+    assert lendable(ToolSettings(kept_cores=0), None) == tuple(usable)
+    assert lendable(ToolSettings(kept_cores=0), 1.9) == (usable[-1],)
+    assert lendable(ToolSettings(kept_cores=0), 0.5) == (usable[-1],)
+    assert lendable(ToolSettings(kept_cores=99), None) == (usable[-1],)
+    assert lendable(ToolSettings(cores=(1, 0, 1)), None) == (0, 1)
     with pytest.raises(InputError, match="core 4096"):
-        lendable(ToolSettings(cores=(4096,)))
+        lendable(ToolSettings(cores=(4096,)), None)
 
 
 @dataclass
@@ -108,7 +113,8 @@ from mars.policy.tool_order import Fifo
 from mars.tools.server import serve
 from mars.tools.settings import ToolSettings
 uvloop.run(serve(ToolSettings(cores=(0,), grace_s=0.3), Fifo(), host="127.0.0.1", port=0,
-                 token="secret", publish={endpoint!r}, state_file=Path({str(state_file)!r})))
+                 token="secret", publish={endpoint!r}, state_file=Path({str(state_file)!r}),
+                 tell=lambda line: None))
 print("ended well")
 """
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}

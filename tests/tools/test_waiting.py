@@ -32,6 +32,23 @@ async def test_a_shared_core_takes_as_many_as_settings_say(tmp_path: Path) -> No
         assert [ran.finished.exit_code for ran in await asyncio.gather(*calls)] == [0, 0, 0]
 
 
+async def test_memory_is_lent_as_cores_are(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with serving(
+        cores=(0, 1), share=2, memory_bytes=300_000_000, command_memory_bytes=100_000_000
+    ) as rig:
+        wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
+        first = asyncio.create_task(rig.sh(wait, memory_bytes=250_000_000))
+        await rig.started(1)
+        second = asyncio.create_task(rig.sh("true"))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        assert rig.runtime.book.running == 1
+        with pytest.raises(InputError, match="300000001 bytes; this server lends 300000000"):
+            await rig.client.run(request("true", memory_bytes=300_000_001))
+        gate.touch()
+        await asyncio.gather(first, second)
+
+
 async def test_a_command_for_all_cores_is_not_overtaken(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     async with serving(cores=(0, 1)) as rig:

@@ -62,6 +62,7 @@ class ControlPlane:
         self.why_not = ""
         """Why the gated sessions wait, in words."""
         self.late = 0
+        self.tool_controls = ""
 
     @property
     def active(self) -> int:
@@ -190,6 +191,7 @@ class ControlPlane:
                 )
                 self._foresee()
             case ev.ToolsSampled():
+                self.tool_controls = event.controls
                 self.pressure = msgspec.structs.replace(
                     self.pressure,
                     tool_load=(event.running + event.waiting) / event.slots,

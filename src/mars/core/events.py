@@ -200,6 +200,8 @@ class ToolsSampled(Fact, frozen=True, kw_only=True):
     slots: int
     wait_s: float
     """Smoothed time a tool call spends waiting for its cores."""
+    controls: str = ""
+    """What holds commands to their leases, for people to read."""
 
 
 CallEvent = CallQueued | CallStarted | CallPreempted | CallServed | CallFinished

@@ -37,6 +37,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     paused: int
     """Sent back, and not yet at the gate again."""
     pressure: Pressure
+    tool_controls: str
+    """What holds commands to their leases, as the tool server says; empty: none was heard."""
     late: int
     """Facts that came too late to matter."""
     lost: int
@@ -109,6 +111,7 @@ class _Views:
                 gated=len(control.sessions) - control.active - control.paused,
                 paused=control.paused,
                 pressure=control.pressure,
+                tool_controls=control.tool_controls,
                 late=control.late,
                 lost=self._desk.lost,
                 faults=self._desk.faults,

@@ -132,8 +132,6 @@ def exec_command(request: RunRequest, state_file: Path) -> int:
         # What is still buffered has no reader either; flushing it at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NOBODY_READS
-    if finished.dropped_bytes:
-        _say(f"output was cut: {finished.dropped_bytes:,} bytes more were dropped")
     if finished.why == "timeout":
         _say(f"the command was ended: it ran for {finished.run_s:.1f} s, which is its time limit")
         return _TIMED_OUT
@@ -148,6 +146,9 @@ async def _run_one(url: str, token: str, request: RunRequest) -> Finished:
 
 
 def _print(output: Output) -> None:
+    if output.skipped_bytes:
+        sys.stderr.write("\n")  # what is before ends anywhere
+        _say(f"{output.skipped_bytes:,} bytes of {output.stream} are left out here")
     stream = sys.stdout.buffer if output.stream == "stdout" else sys.stderr.buffer
     stream.write(output.data)
     stream.flush()

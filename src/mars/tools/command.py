@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 import psutil
 
+from mars.tools.orphans import mark_in
 from mars.tools.wire import Output, Why
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,6 +37,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None
     env: dict[str, str]
     cores: tuple[int, ...]
+    nice: int = 0
+    groups: list[str] = []
     timeout_s: float
     grace_s: float
     parent_pid: int
@@ -53,7 +56,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capture:
-    """Reads one stream as it comes: hands on the first `keep_bytes`, counts the rest."""
+    """Reads one stream as it comes: hands on the first half of `keep_bytes` at once, the last half
+    at the end, counts what was between.
+    """
 
     def __init__(
         self,
@@ -64,7 +69,9 @@ class Capture:
         self.dropped_bytes = 0
         self.ended = asyncio.Event()
         self._stream: Literal["stdout", "stderr"] = stream
-        self._keep_bytes = keep_bytes
+        self._tail_bytes = keep_bytes // 2
+        self._head_bytes = keep_bytes - self._tail_bytes
+        self._tail = bytearray()
         self._on_output = on_output
         self._fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._fd, False)
@@ -75,26 +82,40 @@ class Capture:
             data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return
-        kept = data[: self._keep_bytes]
-        self._keep_bytes -= len(kept)
-        self.dropped_bytes += len(data) - len(kept)
-        if kept:
-            self._on_output(Output(stream=self._stream, data=kept))
+        head = data[: self._head_bytes]
+        if head:
+            self._head_bytes -= len(head)
+            self._on_output(Output(stream=self._stream, data=head))
+        self._tail += data[len(head) :]
+        if len(self._tail) > self._tail_bytes + _READ_BYTES * 4:
+            self._trim()
         if not data:
             self.close()
+
+    def _trim(self) -> None:
+        beyond = max(0, len(self._tail) - self._tail_bytes)
+        self.dropped_bytes += beyond
+        del self._tail[:beyond]
 
     def close(self) -> None:
         if not self.ended.is_set():
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self.ended.set()
+            self._trim()
+            skipped_bytes = self.dropped_bytes
+            for start in range(0, max(len(self._tail), skipped_bytes > 0), _READ_BYTES):
+                data = bytes(self._tail[start : start + _READ_BYTES])
+                self._on_output(Output(stream=self._stream, data=data, skipped_bytes=skipped_bytes))
+                skipped_bytes = 0
 
 
 class CommandHost:
     """Runs commands. The process it lives in becomes a child subreaper.
 
     That process may start other children as well, but none with a session of its own on nothing
-    but lent cores: such a child looks like the orphan of a runner that was killed. `run` belongs
+    but lent cores: such a child looks like the orphan of a runner that was killed, as does every
+    one with a command's mark. `run` belongs
     on the main thread: a runner ends its tree when the thread that started it is gone.
     """
 
@@ -143,11 +164,13 @@ class CommandHost:
                 async with asyncio.timeout(_LAST_WORDS_S):
                     for capture in captures:
                         await capture.ended.wait()
+            for capture in captures:
+                capture.close()
             dropped_bytes = sum(capture.dropped_bytes for capture in captures)
             return msgspec.structs.replace(outcome, dropped_bytes=dropped_bytes)
 
     async def _end_orphans(self, cores: set[int]) -> None:
-        """Kill what a killed runner left: our children, in other sessions, on its cores only."""
+        """Kill what a killed runner left: our children that look as if they were commands."""
         while True:
             orphans = [
                 child.pid
@@ -201,6 +224,8 @@ def _kill(pid: int) -> None:
 
 
 def _looks_lent(pid: int, cores: set[int]) -> bool:
+    if mark_in(pid):
+        return True
     try:
         return os.getsid(pid) != os.getsid(0) and os.sched_getaffinity(pid) <= cores
     except ProcessLookupError:

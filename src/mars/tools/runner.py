@@ -8,13 +8,14 @@
 A lease is over when the last process of the tree is. The runner is a child subreaper, so it has no
 child left exactly when the tree is gone, and the CPU time of its waited-for children is the tree's.
 
-SPEC_FD holds JSON: argv, cwd (null: the server's), env (added to the server's), cores, timeout_s,
-grace_s, parent_pid. RESULT_FD gets JSON, once the tree is gone:
+SPEC_FD holds JSON: argv, cwd (null: the server's), env (added to the server's), cores, nice, groups
+(control groups to enter), timeout_s, grace_s, parent_pid. RESULT_FD gets JSON, once the tree is
+gone:
 
     exit_code           of the command; 128 + n: ended by signal n; 127: not found; 126: cannot run
     why                 ended | timeout | cancelled (SIGTERM to the runner)
     run_s               from the command's start to the end of its tree
-    cpu_s               user + system, the whole tree
+    cpu_s               user + system, the whole tree, but for children of who ignores SIGCHLD
     peak_memory_bytes   of the tree's largest process; never less than the runner's own (10 MB)
 
 The death of the server is a SIGTERM too (PR_SET_PDEATHSIG).
@@ -49,11 +50,15 @@ def main() -> None:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != spec["parent_pid"]:
+        _remove(spec["groups"])
         return  # the server died before it could be watched
     started_s = time.monotonic()
     command = os.fork()
     if command == 0:
-        os._exit(_become(spec["argv"], spec["cwd"], spec["env"], spec["cores"]))
+        os._exit(
+            _take_place(spec["groups"], spec["cores"], spec["nice"])
+            or _become(spec["argv"], spec["cwd"], spec["env"])
+        )
     why, status = _watch(command, started_s + spec["timeout_s"])
     status = _end_tree(command, status, spec["grace_s"])
     code = os.waitstatus_to_exitcode(status)
@@ -66,13 +71,27 @@ def main() -> None:
         "peak_memory_bytes": usage.ru_maxrss * 1024,
     }
     os.write(result_fd, json.dumps(result).encode())
+    if os.getppid() != spec["parent_pid"]:
+        _remove(spec["groups"])  # there is no server any more that would
 
 
-def _become(argv: list[str], cwd: str | None, env: dict[str, str], cores: list[int]) -> int:
-    """Turn this process into the command. Returns only when it cannot: an exit code."""
+def _take_place(groups: list[str], cores: list[int], nice: int) -> int:
+    """Enter a session of our own and what the lease allows; 0, or an exit code."""
     try:
         os.setsid()
+        for group in groups:
+            with open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
+                file.write("0")  # whoever writes
         os.sched_setaffinity(0, cores)
+        os.nice(nice)
+    except OSError as error:
+        return _complain(f"cannot take up the lease: {error}", _CANNOT_RUN)
+    return 0
+
+
+def _become(argv: list[str], cwd: str | None, env: dict[str, str]) -> int:
+    """Turn this process into the command. Returns only when it cannot: an exit code."""
+    try:
         if cwd is not None:
             os.chdir(cwd.encode())
         # Python ignores some signals, `nohup mars serve` others: a command must not inherit that.
@@ -103,6 +122,14 @@ def _environment(added: dict[str, str]) -> dict[bytes, bytes]:
 def _complain(text: str, code: int) -> int:
     os.write(2, f"mars: {text}\n".encode())
     return code
+
+
+def _remove(groups: list[str]) -> None:
+    for group in groups:
+        try:  # noqa: SIM105 - contextlib takes time to import
+            os.rmdir(group)  # noqa: PTH106
+        except OSError:
+            pass  # the next server's to find
 
 
 def _watch(command: int, until_s: float) -> tuple[str, int | None]:

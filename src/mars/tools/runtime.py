@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from mars.core.decisions import Grant
 from mars.core.errors import PartDiedError
 from mars.core.events import Event, ToolEvent, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
@@ -21,7 +23,9 @@ from mars.core.ids import SessionId, ToolId
 from mars.core.leases import LeaseBook
 from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.tools.command import CommandHost, Outcome, Spec
-from mars.tools.settings import ToolSettings, lendable
+from mars.tools.controls import Controls
+from mars.tools.orphans import MARK, end_orphans, server_mark
+from mars.tools.settings import ToolSettings
 from mars.tools.wire import Finished, Line, Output, Queued, RunRequest, Started
 
 _WAIT_ALPHA = 0.2  # weight of the newest wait in the smoothed one
@@ -49,16 +53,20 @@ class ToolCall:
 
 
 class ToolRuntime:
-    """Raises InputError when the settings name a core that does not exist."""
+    """Raises InputError when the settings name what does not exist here, see `Controls.probe`."""
 
     def __init__(
         self, settings: ToolSettings, emit: Callable[[Event], None], order: ToolOrder
     ) -> None:
         self._line = ToolLine(order)
-        self.book = LeaseBook(lendable(settings), settings.share, rank=self._line.rank)
+        self.controls = Controls.probe(settings)
+        self.book = LeaseBook(
+            self.controls.cores, settings.share, settings.memory_bytes, self._line.rank
+        )
         self._settings = settings
         self._emit = emit
         self._host = CommandHost()
+        self._mark = server_mark(os.getpid())
         self._calls: dict[ToolId, ToolCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wait_s = 0.0
@@ -67,12 +75,13 @@ class ToolRuntime:
     def open(self, request: RunRequest) -> ToolCall:
         """Queue a command; read its `lines`.
 
-        Raises InputError when it asks for more cores than there are, PartDiedError after `stop`.
+        Raises InputError when it asks for more than there is, PartDiedError after `stop`.
         """
         if self._stopping:
             raise PartDiedError("the tool server is stopping")
         call = ToolCall(ToolId(uuid.uuid4().hex), request, time.monotonic())
-        self.book.check_ask(call.tool_id, request.cores)
+        argv, memory_bytes = self.controls.argv(request), self.controls.memory_bytes(request)
+        self.book.check_ask(call.tool_id, request.cores, memory_bytes)
         self._calls[call.tool_id] = call
         self._tell(
             ToolQueued(
@@ -84,11 +93,16 @@ class ToolRuntime:
             )
         )
         call.lines.put_nowait(Queued(tool_id=call.tool_id))
-        self._start(self.book.ask(call.tool_id, request.cores))
-        task = asyncio.create_task(self._carry_out(call))
+        self._start(self.book.ask(call.tool_id, request.cores, memory_bytes))
+        task = asyncio.create_task(self._carry_out(call, argv))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return call
+
+    async def end_orphans(self) -> int:
+        """End what servers that were killed have left; how many processes or groups there were."""
+        groups = self.controls.groups
+        return (await groups.end_orphans() if groups else 0) + end_orphans()
 
     async def stop(self) -> None:
         """Take no more commands, end all there are, wait until their trees are gone."""
@@ -129,36 +143,57 @@ class ToolRuntime:
                 waiting=self.book.waiting,
                 slots=self.book.slots,
                 wait_s=self._wait_s,
+                controls=str(self.controls),
             )
         )
 
-    async def _carry_out(self, call: ToolCall) -> None:
+    async def _carry_out(self, call: ToolCall, argv: list[str]) -> None:
         outcome = _CANCELLED
         try:
             await call.ready.wait()
             if not call.cancelled.is_set():
-                outcome = await self._run(call)
+                outcome = await self._run(call, argv)
         finally:
             self._finish(call, outcome)
 
-    async def _run(self, call: ToolCall) -> Outcome:
+    async def _run(self, call: ToolCall, argv: list[str]) -> Outcome:
+        try:
+            group = self.controls.group(call.tool_id, call.request, call.cores)
+            if group is None:
+                return await self._run_in(call, argv, [])
+            try:
+                outcome = await self._run_in(call, argv, group.joins)
+            finally:
+                used = await group.end()
+            if used.out_of_memory:
+                self._say(call, "the command ran out of its memory")
+            return msgspec.structs.replace(
+                outcome,
+                cpu_s=max(outcome.cpu_s, used.cpu_s),
+                peak_memory_bytes=max(outcome.peak_memory_bytes, used.peak_memory_bytes),
+            )
+        except OSError as error:
+            self._say(call, f"the tool server cannot start a process: {error}")
+            return Outcome(exit_code=_CANNOT_RUN, why="ended")
+
+    async def _run_in(self, call: ToolCall, argv: list[str], groups: list[str]) -> Outcome:
         request = call.request
         spec = Spec(
-            argv=request.argv,
+            argv=argv,
             cwd=request.cwd,
-            env=request.env or {},
+            env={**(request.env or {}), MARK: self._mark},
             cores=call.cores,
+            nice=self.controls.nice,
+            groups=groups,
             timeout_s=request.timeout_s or self._settings.timeout_s,
             grace_s=self._settings.grace_s,
             parent_pid=os.getpid(),
         )
         keep_bytes = self._settings.output_bytes
-        try:
-            return await self._host.run(spec, keep_bytes, call.lines.put_nowait, call.cancelled)
-        except OSError as error:
-            text = f"mars: the tool server cannot start a process: {error}\n"
-            call.lines.put_nowait(Output(stream="stderr", data=text.encode()))
-            return Outcome(exit_code=_CANNOT_RUN, why="ended")
+        return await self._host.run(spec, keep_bytes, call.lines.put_nowait, call.cancelled)
+
+    def _say(self, call: ToolCall, text: str) -> None:
+        call.lines.put_nowait(Output(stream="stderr", data=f"mars: {text}\n".encode()))
 
     def _finish(self, call: ToolCall, outcome: Outcome) -> None:
         now_s = time.monotonic()

@@ -45,7 +45,11 @@ def build_app(
     async def health(_request: Request) -> Response:
         book = runtime.book
         now = Health(
-            cores=tuple(book.cores), slots=book.slots, running=book.running, waiting=book.waiting
+            cores=tuple(book.cores),
+            slots=book.slots,
+            running=book.running,
+            waiting=book.waiting,
+            controls=str(runtime.controls),
         )
         return Response(_encoder.encode(now), media_type="application/json")
 
@@ -140,11 +144,12 @@ async def serve(
     token: str,
     publish: str | None,
     state_file: Path,
+    tell: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; then end every command. Call it as `uvloop.run(serve(...))`.
 
     `port` 0: any free one. `publish`: the ZeroMQ endpoint for events. `state_file` is there while
-    the server listens. Main thread only.
+    the server listens. `tell` hears lines for people. Main thread only.
 
     Raises InputError when it cannot listen on the address, lend the cores, write the file or
     publish.
@@ -157,6 +162,9 @@ async def serve(
             emit = lambda event: publisher.send([event])  # noqa: E731
         app = build_app(settings, token, emit, order)
         runtime: ToolRuntime = app.state.runtime
+        tell(f"tools: {runtime.controls}")
+        if orphans := await runtime.end_orphans():
+            tell(f"tools: ended {orphans} commands or processes of a server that was killed")
         listener = stack.enter_context(_listen(host, port))
         server = _Server(_uvicorn_config(app, settings.grace_s))
 

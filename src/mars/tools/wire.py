@@ -21,6 +21,10 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tool: str = ""
     """What durations are learned by. Empty: the program's name, see `tool_name`."""
     cores: Annotated[int, msgspec.Meta(ge=1)] = 1
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """To lease; where a control group can limit it, the most it gets. None: the server's."""
+    sandbox: bool = False
+    """No network, a /tmp of its own, a system that is read-only but for `cwd`. See `sandbox.py`."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] | None = None
     """None: the server's. Counted from the start of the command, not from the request."""
     cwd: NonEmpty | None = None
@@ -57,6 +61,8 @@ class Started(_Line, frozen=True, kw_only=True):
 class Output(_Line, frozen=True, kw_only=True):
     stream: Literal["stdout", "stderr"]
     data: bytes
+    skipped_bytes: int = 0
+    """Dropped between the output before and this one: the server keeps the start and the end."""
 
 
 class Finished(_Line, frozen=True, kw_only=True):
@@ -68,7 +74,7 @@ class Finished(_Line, frozen=True, kw_only=True):
     """Until the last process of the tree was gone."""
     cpu_s: float
     peak_memory_bytes: int
-    """Of the tree's largest process."""
+    """Of the tree's largest process; of the whole tree where a control group counts it."""
     dropped_bytes: int
     """Output beyond the server's `output_bytes`, both streams."""
 
@@ -81,6 +87,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     running: int
     waiting: int
+    controls: str
+    """What holds commands to their leases here."""
 
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True):
