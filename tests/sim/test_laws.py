@@ -25,11 +25,12 @@ COST = load_profile("h100-nvl/qwen3-coder-30b").cost()
 SEEDS = range(8)
 
 
-def settings(policy: str, seed: int, lag: int) -> SimSettings:
+def settings(policy: str, seed: int, lag: int, window_tokens: int = 0) -> SimSettings:
     return SimSettings(
         scheduling=Scheduling(policy=policy),
         engine=EngineSettings(
-            kv_blocks=700,
+            kv_blocks=1000 if window_tokens else 700,
+            window_tokens=window_tokens,
             step_tokens=2048,
             most_calls=8 + 8 * (seed % 2),
             lag=lag,
@@ -46,13 +47,13 @@ def names(outcome: Outcome) -> list[tuple[str, str]]:
     return [(type(e).__name__, getattr(e, "session_id", "")) for e in outcome.events]
 
 
-@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(("lag", "window_tokens"), [(0, 0), (1, 0), (1, 128)])
 @pytest.mark.parametrize("policy", PRESETS)
-def test_macro_steps_change_nothing(policy: str, lag: int) -> None:
+def test_macro_steps_change_nothing(policy: str, lag: int, window_tokens: int) -> None:
     """The same facts in the same order, at the same times to 1e-9 s; far fewer steps taken."""
     steps = macro_steps = 0
     for seed in SEEDS:
-        sessions, given = random_sessions(seed), settings(policy, seed, lag)
+        sessions, given = random_sessions(seed), settings(policy, seed, lag, window_tokens)
         macro, micro = simulate(sessions, COST, given), simulate(sessions, COST, given, micro=True)
         assert names(macro) == names(micro), f"seed {seed}"
         for one, other in zip(macro.events, micro.events, strict=True):
@@ -89,7 +90,8 @@ def test_macro_steps_change_nothing_in_a_long_crowded_run(policy: str) -> None:
 def test_every_session_ends_and_the_books_are_even_after_every_event(policy: str) -> None:
     for seed in SEEDS:
         sessions = random_sessions(seed)
-        simulation = Checked(sessions, COST, settings(policy, seed, seed % 2), micro=False)
+        given = settings(policy, seed, seed % 2, window_tokens=128 * (seed % 3 == 1))
+        simulation = Checked(sessions, COST, given, micro=False)
         outcome = simulation.run()
         counts = Counter(type(e).__name__ for e in outcome.events)
         assert counts["SessionArrived"] == counts["SessionEnded"] == len(sessions)

@@ -58,8 +58,7 @@ def test_every_profile_is_whole(name: str) -> None:
     assert 0.0 < profile.decode_error_frac <= profile.prefill_error_frac < 1.0
     told = profile.provenance
     assert all((told.source, told.licence, told.versions, told.fitted, told.error_bars))
-    windows = isinstance(profile.law, Kernel) and profile.law.window_tokens > 0
-    assert profile.one_group is not windows
+    assert profile.window_tokens == (128 if name.endswith(OSS) else 0)
     assert 0.0 < profile.cost().step_s(1, 1000, ()) < 0.1
 
 

@@ -11,7 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--workloads",
         type=int,
         default=1,
-        help="Random workloads per policy, memory size, shared prompts on/off and lag (12 each).",
+        help="Random workloads per policy and cell: memory, shared prompts, lag, KV groups.",
     )
 
 

@@ -18,9 +18,10 @@ from mars.core.family import start_s
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView, EngineEvent
 from mars.policy.presets import Scheduling, build_policy
-from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
-from mars.sim.kv import Chain, KvPool, Prefix
+from mars.sim.engine import EngineSettings
+from mars.sim.groups import make_batcher
+from mars.sim.kv import Chain, Prefix
 from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, answer, random_prompt
 from mars.vllm_plugin.scheduler import MarsScheduler
 
@@ -112,16 +113,17 @@ class Real:
     """vLLM's scheduler with our plugin, driven step by step; `lag` steps are in flight."""
 
     def __init__(
-        self, model: str, scheduling: Scheduling, blocks: int, lag: int, clock: Clock
+        self, model: str, scheduling: Scheduling, engine: EngineSettings, clock: Clock
     ) -> None:
         self.engine = BareEngine(
             MarsScheduler,
             model=model,
-            blocks=blocks + 1,  # one is vLLM's null block
+            blocks=engine.kv_blocks + 1,  # one is vLLM's null block
             most_calls=MOST_CALLS,
             step_tokens=STEP_TOKENS,
             context_tokens=100_000,
-            async_scheduling=bool(lag),
+            async_scheduling=bool(engine.lag),
+            window_tokens=engine.window_tokens,
             mars={"scheduling": msgspec.to_builtins(scheduling), "rank_s": 0.0},
         )
         self.scheduler: Any = self.engine.scheduler
@@ -150,19 +152,21 @@ class Real:
 class Simulated:
     """The same, of the simulator."""
 
-    def __init__(self, scheduling: Scheduling, blocks: int, lag: int) -> None:
-        self.pool = KvPool(blocks, BLOCK_TOKENS)
+    def __init__(self, scheduling: Scheduling, engine: EngineSettings) -> None:
         self.rate = PrefillRate()
-        self.batcher = Batcher(
-            pool=self.pool,
+        self.batcher = make_batcher(
+            blocks=engine.kv_blocks,
+            block_tokens=engine.block_tokens,
+            window_tokens=engine.window_tokens,
             policy=build_policy(scheduling),
             rate=self.rate,
             step_tokens=STEP_TOKENS,
             most_calls=MOST_CALLS,
-            lag=lag,
+            lag=engine.lag,
             keep_tokens=True,
             emit=self._hear,
         )
+        self.pool = self.batcher.pool
         self.left: list[ev.CallServed] = []
         self.reasons = Reasons()
 
@@ -193,11 +197,19 @@ class Twin:
         blocks: int,
         shared: bool,
         lag: int,
+        window_tokens: int = 0,
     ) -> None:
         self.clock = Clock()
         self.lag = lag
-        self.real = Real(model, scheduling, blocks, lag, self.clock)
-        self.sim = Simulated(scheduling, blocks, lag)
+        engine = EngineSettings(
+            kv_blocks=blocks,
+            block_tokens=BLOCK_TOKENS,
+            step_tokens=STEP_TOKENS,
+            lag=lag,
+            window_tokens=window_tokens,
+        )
+        self.real = Real(model, scheduling, engine, self.clock)
+        self.sim = Simulated(scheduling, engine)
         self.scripts = {s.session_id: s for s in scripts(seed, shared=shared)}
         self.rng = random.Random(-seed)
         self.prefixes = {group: Prefix(SHARED_TOKENS // BLOCK_TOKENS) for group in (1, 2)}
@@ -209,7 +221,7 @@ class Twin:
         self.open: dict[SessionId, tuple[Call, str, int]] = {}
         self.heard: list[EngineEvent] = []
         self.starts_s: dict[SessionId, float] = {}
-        self.capacity_tokens = blocks * BLOCK_TOKENS
+        self.capacity_tokens = engine.longest_context_tokens
         self.seed = seed
         self.updated_s = 0.0
         self.steps = self.preemptions = self.holds = 0

@@ -12,7 +12,16 @@ from mars.policy.presets import PRESETS, Scheduling
 
 from .lockstep import Twin
 
-CELLS = list(itertools.product((2500, 700, 420), (False, True), (0, 1)))
+CELLS = [(*cell, 0) for cell in itertools.product((2500, 700, 420), (False, True), (0, 1))]
+WINDOWS = [
+    (2500, True, 1, 128),
+    (500, False, 1, 128),
+    (500, True, 1, 128),
+    (350, False, 1, 128),
+    (350, True, 0, 128),
+    (350, False, 0, 32),
+]
+"""Models with two KV groups; asynchronous scheduling, as such models are served, above all."""
 
 
 @pytest.mark.timeout(900)
@@ -23,10 +32,19 @@ def test_simulator_and_vllm_agree_in_every_step(
     """Tokens of every call, preemptions, ends, free blocks and holds, after every step."""
     each = request.config.getoption("--workloads", 1)
     preemptions = 0
-    for number, (blocks, shared, lag) in enumerate(CELLS):
-        for seed in range(number, number + 12 * each, 12):  # every cell gets seeds of its own
-            given = Scheduling(policy=policy)
-            twin = Twin(model, given, seed, blocks=blocks, shared=shared, lag=lag)
+    cells = CELLS + WINDOWS
+    for number, (blocks, shared, lag, window_tokens) in enumerate(cells):
+        # every cell gets seeds of its own
+        for seed in range(number, number + len(cells) * each, len(cells)):
+            twin = Twin(
+                model,
+                Scheduling(policy=policy),
+                seed,
+                blocks=blocks,
+                shared=shared,
+                lag=lag,
+                window_tokens=window_tokens,
+            )
             twin.play()
             preemptions += twin.preemptions
     assert preemptions, "some of these memories are meant to be too small"

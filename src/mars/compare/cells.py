@@ -27,7 +27,7 @@ from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
 from mars.sim.cost import Cost
 from mars.sim.engine import Count, EngineSettings
-from mars.sim.profiles import Profile, load_profile
+from mars.sim.profiles import load_profile
 from mars.sim.run import SimSettings, simulate
 from mars.sim.tools import ToolSettings
 from mars.workload.make import FromRecords, FromTrace, Workload, make
@@ -110,9 +110,9 @@ def check(chunks: Sequence[Sequence[Run]]) -> list[str]:
     one_of_each = {(run.profile, run.workload_name): run for (run, *_) in chunks}
     notes = []
     for run in one_of_each.values():
-        profile = load_profile(run.profile)
-        kv_tokens = _kv_tokens(profile)
-        for session in _sessions(run, profile, rate_per_s=1.0):
+        engine = _engine(run)
+        kv_tokens = engine.longest_context_tokens
+        for session in _sessions(run, engine, rate_per_s=1.0):
             _check_fits(run, session, kv_tokens)
         if _capped(run.workload, kv_tokens) != run.workload:
             notes.append(
@@ -179,29 +179,29 @@ class _Stage(NamedTuple):
 def _stage(run: Run) -> _Stage:
     profile = load_profile(run.profile)
     cost = profile.cost(run.band.step, run.band.prefill)
-    engine = EngineSettings(
-        kv_blocks=profile.kv_blocks(),
-        one_group=profile.one_group,
-        **msgspec.structs.asdict(run.engine),
-    )
+    engine = _engine(run)
     tools = ToolSettings(cores=run.tool_cores)
     rate_per_s = run.rate_per_s
     if rate_per_s is None:
         # The rate bounds are of the work alone: sessions that come at any rate have the same.
-        at_one = bounds(_sessions(run, profile, rate_per_s=1.0), cost, engine, tools)
+        at_one = bounds(_sessions(run, engine, rate_per_s=1.0), cost, engine, tools)
         rate_per_s = rate_for(run.rho or 0.0, at_one)
-    sessions = _sessions(run, profile, rate_per_s=rate_per_s)
+    sessions = _sessions(run, engine, rate_per_s=rate_per_s)
     return _Stage(sessions, cost, engine, tools, rate_per_s, bounds(sessions, cost, engine, tools))
 
 
-def _sessions(run: Run, profile: Profile, *, rate_per_s: float) -> list[Recorded]:
-    workload = _capped(run.workload, _kv_tokens(profile))
+def _engine(run: Run) -> EngineSettings:
+    profile = load_profile(run.profile)
+    return EngineSettings(
+        kv_blocks=profile.kv_blocks(),
+        window_tokens=profile.window_tokens,
+        **msgspec.structs.asdict(run.engine),
+    )
+
+
+def _sessions(run: Run, engine: EngineSettings, *, rate_per_s: float) -> list[Recorded]:
+    workload = _capped(run.workload, engine.longest_context_tokens)
     return make(workload, run.sessions, rate_per_s, run.seed)
-
-
-def _kv_tokens(profile: Profile) -> int:
-    block_tokens = EngineSettings(kv_blocks=1).block_tokens
-    return profile.kv_blocks(block_tokens) * block_tokens
 
 
 def _capped(workload: Workload, kv_tokens: int) -> Workload:

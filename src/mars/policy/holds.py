@@ -23,6 +23,10 @@ class Kept(Protocol):
     @property
     def blocks(self) -> int: ...
 
+    @property
+    def tokens(self) -> int:
+        """Of the context how much the next call finds by it."""
+
     def keep(self) -> None:
         """Keep it from being evicted."""
 
@@ -43,7 +47,6 @@ class Holds:
     def __init__(
         self,
         *,
-        block_tokens: int,
         capacity_tokens: int,
         retention: Retention,
         rate: PrefillRate,
@@ -51,7 +54,6 @@ class Holds:
         emit: Callable[[ev.Event], None],
     ) -> None:
         """`running_tokens` tells the KV of the calls that run now."""
-        self._block_tokens = block_tokens
         self._capacity_tokens = capacity_tokens
         self._retention = retention
         self._rate = rate
@@ -96,7 +98,7 @@ class Holds:
             ev.KvHeld(
                 at_s=now_s,
                 session_id=session_id,
-                kv_tokens=kept.blocks * self._block_tokens,
+                kv_tokens=kept.tokens,
                 keep_s=hold.keep_s,
                 why=hold.why,
             )
@@ -105,9 +107,10 @@ class Holds:
 
     def _drop(self, session_id: SessionId, kept: Kept, hold: Hold, now_s: float) -> None:
         if hold.why:  # a policy that keeps nothing has nothing to say
-            kv_tokens = kept.blocks * self._block_tokens
             self._emit(
-                ev.KvDropped(at_s=now_s, session_id=session_id, kv_tokens=kv_tokens, why=hold.why)
+                ev.KvDropped(
+                    at_s=now_s, session_id=session_id, kv_tokens=kept.tokens, why=hold.why
+                )
             )
 
     def hear(self, event: ev.ToolEvent, now_s: float) -> None:
@@ -161,7 +164,7 @@ class Holds:
             ev.KvReleased(
                 at_s=now_s,
                 session_id=session_id,
-                kv_tokens=held.kept.blocks * self._block_tokens,
+                kv_tokens=held.kept.tokens,
                 held_s=now_s - held.since_s,
                 why=why,
                 because=because,
@@ -205,7 +208,7 @@ class Holds:
         others_tokens: int,
         now_s: float,
     ) -> Hold:
-        tokens = held.kept.blocks * self._block_tokens
+        tokens = held.kept.tokens
         return self._retention.hold(
             IdleView(
                 session_id=session_id,

@@ -11,33 +11,15 @@ from mars.core.ids import SessionId
 from mars.policy.base import EngineEvent, Policy, needed_by
 from mars.policy.holds import Holds
 from mars.sim.call import Call
-from mars.sim.kv import Chain, KvPool
+from mars.sim.kv import Chain, Held, Pool
 from mars.sim.waiting import WaitingLine
-
-
-class HeldChain:
-    """What a hold keeps (mars.policy.holds.Kept)."""
-
-    def __init__(self, pool: KvPool, chain: Chain, blocks: int) -> None:
-        self._pool = pool
-        self.chain: Chain | None = chain
-        """None: the session has returned, and its call owns the blocks."""
-        self.blocks = blocks
-
-    def keep(self) -> None:
-        if self.chain is not None:
-            self._pool.settle(self.chain)
-
-    def let_go(self) -> None:
-        if self.chain is not None:
-            self._pool.detach(self.chain)
 
 
 class Accounts:
     def __init__(
         self,
         *,
-        pool: KvPool,
+        pool: Pool,
         policy: Policy,
         rate: PrefillRate,
         waiting: WaitingLine,
@@ -46,14 +28,13 @@ class Accounts:
     ) -> None:
         self._pool, self._policy, self._waiting, self._tell = pool, policy, waiting, emit
         self.holds = Holds(
-            block_tokens=pool.block_tokens,
             capacity_tokens=(pool.blocks + 1) * pool.block_tokens,  # one is vLLM's null block
             retention=policy.retention,
             rate=rate,
             running_tokens=running_tokens,
             emit=self._emit,
         )
-        self._held: dict[SessionId, HeldChain] = {}
+        self._held: dict[SessionId, Held] = {}
         self._calls: dict[SessionId, Call] = {}
 
     def is_open(self, session_id: SessionId) -> bool:
@@ -79,8 +60,8 @@ class Accounts:
     def takes_over(self, session_id: SessionId, chain: Chain) -> None:
         """A call is about to own this context: its hold, if there is one, no longer does."""
         held = self._held.get(session_id)
-        if held is not None and held.chain is chain:
-            held.chain = None
+        if held is not None:
+            held.take_over(chain)
 
     def started(self, call: Call, now_s: float) -> None:
         view = call.view
@@ -127,7 +108,7 @@ class Accounts:
     def hold(self, call: Call, kv_tokens: int, now_s: float) -> bool:
         """Keep the KV of a call that has ended, if the policy wants it kept."""
         view = call.view
-        kept = HeldChain(self._pool, call.chain, kv_tokens // self._pool.block_tokens)
+        kept = self._pool.kept(call.chain, kv_tokens // self._pool.block_tokens)
         if not self.holds.left(
             view.session_id,
             kept,

@@ -19,7 +19,7 @@ from mars.core.estimate import PrefillRate
 from mars.policy.base import CallView, EngineEvent, Policy
 from mars.sim.accounts import Accounts
 from mars.sim.call import Batch, Call
-from mars.sim.kv import Chain, KvPool
+from mars.sim.kv import Chain, Pool
 from mars.sim.running import Running
 from mars.sim.waiting import WaitingLine
 
@@ -28,24 +28,21 @@ class Batcher:
     def __init__(
         self,
         *,
-        pool: KvPool,
+        pool: Pool,
         policy: Policy,
         rate: PrefillRate,
         step_tokens: int,
         most_calls: int,
         lag: int = 0,
-        one_group: bool = True,
         keep_tokens: bool = False,
         emit: Callable[[ev.Event], None],
     ) -> None:
-        """`one_group`: False for models with several KV groups, as the plugin treats them: what is
-        cached is not seen by the order, and nothing is held. `keep_tokens`: for a twin.
-        """
+        """`keep_tokens`: for a twin."""
         self.pool, self._retention = pool, policy.retention
         self._is_live = policy.ordering.live
         self._most_calls, self._lag = most_calls, lag
-        self._one_group, self._keep_tokens = one_group, keep_tokens
-        self.waiting = WaitingLine(policy.ordering, pool.block_tokens, sees_cache=one_group)
+        self._keep_tokens = keep_tokens
+        self.waiting = WaitingLine(policy.ordering, pool)
         self.running = Running(policy.ordering, pool, step_tokens)
         self._accounts = Accounts(
             pool=pool,
@@ -57,6 +54,8 @@ class Batcher:
         )
         self.holds = self._accounts.holds
         self._order = 0
+        self.is_regular = True
+        """Many steps of decodes may be taken at once."""
 
     @property
     def is_idle(self) -> bool:
@@ -134,12 +133,8 @@ class Batcher:
         """Blocks that decodes and planned chunks take in this step."""
         need = self.running.decodes.need(step)
         for call, tokens in plan:
-            need += self._chunk_need(call, tokens)
+            need += self.pool.growth(call.computed, tokens)
         return need
-
-    def _chunk_need(self, call: Call, tokens: int) -> int:
-        chain = call.chain
-        return -(-(call.computed + tokens) // self.pool.block_tokens) - chain.shared - chain.own
 
     def run(self, batch: Batch, plan: Sequence[tuple[Call, int]], need: int) -> None:
         """Decodes and planned chunks get the blocks that they `need`, which are there."""
@@ -148,12 +143,14 @@ class Batcher:
         for call, tokens in plan:
             self._prefill(batch, call, tokens)
 
+    def take_decodes(self, first: int, steps: int) -> None:
+        """The blocks that decodes need in so many steps, of which `first` is the first."""
+        self.pool.take(self.running.decodes.need(first, steps))
+
     def _prefill(self, batch: Batch, call: Call, tokens: int) -> None:
         """`tokens` more of a prompt are computed in this step; their blocks have been taken."""
-        bt, chain = self.pool.block_tokens, call.chain
         computed = call.computed + tokens
-        chain.own = -(-computed // bt) - chain.shared
-        self.pool.hash(chain, computed // bt)
+        self.pool.grow(call.chain, computed, computed)
         self._put(batch, call, tokens)
 
     def _put(self, batch: Batch, call: Call, tokens: int) -> None:
@@ -170,10 +167,10 @@ class Batcher:
 
     def _run_each(self, batch: Batch, now_s: float) -> int:
         """The loop of vLLM over the running: tokens or memory do not suffice for all of them."""
-        pool, bt, running = self.pool, self.pool.block_tokens, self.running
+        pool, running = self.pool, self.running
         calls = running.calls
         left, place = running.step_tokens, 0
-        given: dict[Call, tuple[int, int]] = {}  # tokens, blocks taken for them
+        given: dict[Call, int] = {}  # tokens, whose blocks are taken
         while place < len(calls) and left > 0:
             call = calls[place]
             kv_tokens = running.kv_tokens(call)
@@ -183,7 +180,7 @@ class Batcher:
             if tokens == 0:
                 place += 1
                 continue
-            need = -(-(kv_tokens + tokens) // bt) - running.blocks(call)
+            need = self._growth(call, kv_tokens, tokens, batch.index)
             while need > pool.free and call.is_running:
                 if self.holds.release_least(call.view.session_id, now_s):
                     continue
@@ -191,24 +188,27 @@ class Batcher:
                 at = calls.index(victim)
                 del calls[at]
                 place -= at < place
-                tokens_back, blocks_back = given.pop(victim, (0, 0))
+                tokens_back = given.pop(victim, 0)
                 left += tokens_back
                 self._accounts.preempted(victim, call, running.kv_tokens(victim), now_s)
-                self._preempt(batch, victim, tokens_back, blocks_back, now_s)
+                self._preempt(batch, victim, tokens_back, now_s)
             if not call.is_running:
                 break
             pool.take(need)
-            given[call] = (tokens, need)
+            given[call] = tokens
             left -= tokens
             place += 1
         for call in [c for c in calls if not c.is_leaving and c not in given]:
             self._starve(batch, call)
-        for call, (tokens, need) in given.items():
+        for call, tokens in given.items():
             if not call.last:
-                call.chain.own += need
-                pool.hash(call.chain, (call.computed + tokens) // bt)
-                self._put(batch, call, tokens)
+                self._prefill(batch, call, tokens)
         return left
+
+    def _growth(self, call: Call, kv_tokens: int, tokens: int, step: int) -> int:
+        """Blocks that a running call takes for so many tokens more."""
+        del call, step
+        return self.pool.growth(kv_tokens, tokens)
 
     def _starve(self, batch: Batch, call: Call) -> None:
         """No token in this step: with a decode everything comes a step later."""
@@ -226,24 +226,23 @@ class Batcher:
         bt, running = self.pool.block_tokens, self.running
         while left > 0 and self.admits:
             call = self.waiting.head
-            hit = min(call.chain.cached_blocks, (call.tokens - 1) // bt)
-            if not self._make_room(call, hit, now_s):
+            hit = self.pool.found(call.chain, (call.tokens - 1) // bt)
+            tokens = min(running.chunk(call, call.tokens - hit * bt), left)
+            if not self._make_room(call, hit, tokens, now_s):
                 batch.is_full = True
                 return
-            tokens = min(running.chunk(call, call.tokens - hit * bt), left)
             self.waiting.remove(call)
             self._start(call, hit, now_s)
             batch.started.append(call)
-            self.pool.take(self._chunk_need(call, tokens))
+            self.pool.take(self.pool.growth(call.computed, tokens))
             self._prefill(batch, call, tokens)
             if call.computed < call.tokens:
                 running.prefills.append(call)
             left -= tokens
 
-    def _make_room(self, call: Call, hit: int, now_s: float) -> bool:
-        """Does a waiting call fit whole? Held memory goes for it if it may."""
-        pool, blocks = self.pool, self.pool.count(call.tokens)
-        fits = pool.takes(call.chain, hit, blocks) <= pool.free
+    def _make_room(self, call: Call, hit: int, tokens: int, now_s: float) -> bool:
+        """Does a waiting call fit whole, `tokens` of it at first? Held memory goes if it may."""
+        fits = self.pool.fits(call.chain, hit, call.tokens, tokens)
         if fits or not self.holds:
             return fits
         session_id = call.view.session_id
@@ -254,12 +253,12 @@ class Batcher:
         ):
             return False
         while not fits and self.holds.release_least(session_id, now_s):
-            fits = pool.takes(call.chain, hit, blocks) <= pool.free
+            fits = self.pool.fits(call.chain, hit, call.tokens, tokens)
         return fits
 
     def _start(self, call: Call, hit: int, now_s: float) -> None:
         self._accounts.takes_over(call.view.session_id, call.chain)
-        self.pool.attach(call.chain, hit)
+        self.pool.start(call.chain, hit, call.tokens, call.view.prompt_tokens)
         call.computed = call.start_tokens = hit * self.pool.block_tokens
         if call.started_s < 0.0:
             call.started_s, call.cached_tokens = now_s, call.computed
@@ -315,36 +314,38 @@ class Batcher:
                 self.waiting.remove(call)
                 self._accounts.served(call, now_s, ok=True)
             return
-        chain, kv_tokens = call.chain, self.running.kv_tokens(call)
-        chain.own = self.running.blocks(call) - chain.shared
-        self.pool.hash(chain, kv_tokens // self.pool.block_tokens)
+        kv_tokens = self.running.kv_tokens(call)
+        self._close(call, kv_tokens, kv_tokens)
         call.made = call.output_tokens
         call.spent_tokens += kv_tokens - call.start_tokens
         self._accounts.served(call, now_s, ok=True)
-        if not (self._one_group and self._accounts.hold(call, kv_tokens, now_s)):
-            self.pool.detach(chain)
+        if not self._accounts.hold(call, kv_tokens, now_s):
+            self.pool.detach(call.chain)
         call.is_running = False
 
-    def _preempt(self, batch: Batch, call: Call, tokens: int, blocks: int, now_s: float) -> None:
-        """Memory of a running call goes; it waits again. `tokens`, `blocks`: of this step."""
+    def _close(self, call: Call, kv_tokens: int, hashed_tokens: int) -> None:
+        """A call is about to leave: so much it owns, and of that so much is hashed."""
+        self.pool.grow(call.chain, kv_tokens, hashed_tokens)
+
+    def _preempt(self, batch: Batch, call: Call, tokens: int, now_s: float) -> None:
+        """Memory of a running call goes; it waits again. `tokens`: of this step."""
         batch.preempted.append(call)
-        self._stop(call, tokens, blocks)
+        self._stop(call, tokens)
         call.computed = 0
         call.is_running = call.is_leaving = False
         self.waiting.add(call, now_s)
 
-    def _stop(self, call: Call, tokens: int = 0, blocks: int = 0) -> None:
+    def _stop(self, call: Call, tokens: int = 0) -> None:
         """Free the memory of a running call, its hashed part warm."""
-        running, chain = self.running, call.chain
+        running = self.running
         kv_tokens = running.kv_tokens(call)
-        chain.own = running.blocks(call) + blocks - chain.shared
         hashed_tokens = kv_tokens + tokens  # vLLM hashes a block when it hands it out
         if self._lag and call.last and call.starved != running.step:
             # its newest token is still being made, and what is not known cannot be hashed
             fresh = tokens or call.joined == running.step
             hashed_tokens = kv_tokens if fresh else kv_tokens - 1
-        self.pool.hash(chain, hashed_tokens // self.pool.block_tokens)
-        self.pool.detach(chain)
+        self._close(call, kv_tokens + tokens, hashed_tokens)
+        self.pool.detach(call.chain)
         call.spent_tokens += max(0, kv_tokens - call.start_tokens)
         call.start_tokens = 0
         if call.last:

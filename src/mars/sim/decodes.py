@@ -13,6 +13,8 @@ class Decodes:
         """KV of all of them."""
         self._phase = [0] * (2 * block_tokens)
         """Decodes by the step (modulo) in which they need a block, twice over."""
+        self._round = 0
+        """Blocks that they take in `block_tokens` steps."""
         self._ends: list[tuple[int, int, Call]] = []
 
     def join(self, call: Call, kv_tokens: int) -> None:
@@ -53,15 +55,15 @@ class Decodes:
             return phase[first % bt]
         rounds, rest = divmod(steps, bt)
         first %= bt
-        return rounds * self.count + sum(phase[first : first + rest])
+        return rounds * self._round + sum(phase[first : first + rest])
 
     def affordable(self, first: int, steps: int, blocks: int) -> int:
         """The most steps, up to `steps`, that need no more than so many blocks."""
         if self.need(first, steps) <= blocks:
             return steps
         bt = self._block_tokens
-        rounds = blocks // self.count
-        left, most = blocks - rounds * self.count, rounds * bt
+        rounds = blocks // self._round
+        left, most = blocks - rounds * self._round, rounds * bt
         while self._phase[(first + most) % bt] <= left:
             left -= self._phase[(first + most) % bt]
             most += 1
@@ -72,3 +74,4 @@ class Decodes:
         step = (call.joined - call.tokens + 1) % self._block_tokens
         self._phase[step] += change
         self._phase[step + self._block_tokens] += change
+        self._round += change

@@ -19,11 +19,12 @@ from msgspec import Meta
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.policy.base import CallView, EngineEvent, Policy
-from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
 from mars.sim.cost import Cost
-from mars.sim.kv import Chain, KvPool
+from mars.sim.groups import make_batcher
+from mars.sim.kv import Chain
 from mars.sim.strides import Strides, within
+from mars.sim.windows import most_window_blocks
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0.0)]
@@ -38,8 +39,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Most calls that run at once (--max-num-seqs)."""
     lag: Annotated[int, Meta(ge=0, le=1)] = 1
     """1: asynchronous scheduling, vLLM's default on a GPU."""
-    one_group: bool = True
-    """False: a model with several KV groups, as our plugin treats it (no holds)."""
+    window_tokens: Annotated[int, Meta(ge=0)] = 0
+    """What half of the layers see, where these are a KV group of their own (GPT-OSS: 128); 0: all
+    layers see everything."""
     api_s: Seconds = 0.0
     """Between the gateway and the engine's queue: HTTP, tokenizer; a call."""
     api_token_s: Seconds = 0.0
@@ -47,6 +49,23 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sample_s: Annotated[float, Meta(gt=0.0)] = 2.0
     """How often the engine tells the control plane of its memory. The plugin: 0.2 s; here sessions
     take minutes, and every sample is a step that cannot be strided over."""
+
+    def call_blocks(self, tokens: int) -> int:
+        """Most blocks that a call of so many tokens has at a time."""
+        blocks = -(-tokens // self.block_tokens)
+        return blocks + min(blocks, self._window_blocks)
+
+    @property
+    def longest_context_tokens(self) -> int:
+        """Of a call that has the memory for itself."""
+        blocks = max(self.kv_blocks // 2, self.kv_blocks - self._window_blocks)
+        return (blocks if self.window_tokens else self.kv_blocks) * self.block_tokens
+
+    @property
+    def _window_blocks(self) -> int:
+        return most_window_blocks(
+            self.window_tokens, self.block_tokens, (1 + self.lag) * self.step_tokens
+        )
 
 
 @dataclass(slots=True)
@@ -74,20 +93,21 @@ class SimEngine:
         `micro`: one step at a time, for the test that it makes no difference.
         """
         self._set, self._policy, self._cost, self._micro = settings, policy, cost, micro
-        self.pool = KvPool(settings.kv_blocks, settings.block_tokens)
         self._rate = PrefillRate()
         self.facts: list[ev.Event] = []
         """What has happened since somebody last emptied this list."""
-        self.batcher = Batcher(
-            pool=self.pool,
+        self.batcher = make_batcher(
+            blocks=settings.kv_blocks,
+            block_tokens=settings.block_tokens,
+            window_tokens=settings.window_tokens,
             policy=policy,
             rate=self._rate,
             step_tokens=settings.step_tokens,
             most_calls=settings.most_calls,
             lag=settings.lag,
-            one_group=settings.one_group,
             emit=self.facts.append,
         )
+        self.pool = self.batcher.pool
         self._strides = Strides(self.batcher, policy)
         self._inbox: list[EngineEvent] = []
         self._flights: deque[_Flight] = deque()

@@ -14,9 +14,13 @@ The one simplification: two sessions that compute the same shared block at the s
 caps make that possible) each keep a copy, and the second copy is found by nobody.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from mars.policy.holds import Kept
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +32,7 @@ class Segment:
     blocks: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Prefix:
     """A system prompt that sessions share."""
 
@@ -57,7 +61,7 @@ class Prefix:
 NO_PREFIX = Prefix(0)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Chain:
     """The KV of one session: the shared prefix, then its own tail."""
 
@@ -82,18 +86,113 @@ class Chain:
         return shared + (self.warm.blocks if self.warm is not None else self.tail)
 
 
-class KvPool:
+class Held(Kept, Protocol):
+    """What a hold keeps."""
+
+    def take_over(self, chain: Chain) -> None:
+        """The session has returned, and its call is about to own what it finds."""
+
+
+class Pool(ABC):
+    """Blocks that calls own, that stay warm in the LRU queue, that are empty."""
+
+    groups = 1
+    """KV groups: each takes blocks of its own for the same tokens."""
+
     def __init__(self, blocks: int, block_tokens: int) -> None:
         self.blocks, self.block_tokens = blocks, block_tokens
         self.free = blocks
         """Empty and warm blocks."""
         self._empty = blocks
-        self._lru: OrderedDict[Segment, None] = OrderedDict()
         self.changed: list[Chain | Prefix] = []
         """Whose cached part has changed since somebody last emptied this list."""
 
     def count(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
+
+    def growth(self, tokens: int, more: int) -> int:
+        """Blocks that a call with so many tokens takes for `more`."""
+        bt = self.block_tokens
+        return self.groups * (-(-(tokens + more) // bt) + -tokens // bt)
+
+    @abstractmethod
+    def found(self, chain: Chain, most: int) -> int:
+        """Of its first `most` blocks how many a call of this session would find."""
+
+    @abstractmethod
+    def fits(self, chain: Chain, hit: int, tokens: int, first_tokens: int) -> bool:
+        """Is there room for a whole call of `tokens`, which finds `hit` blocks and computes
+        `first_tokens` at first?
+        """
+
+    @abstractmethod
+    def start(self, chain: Chain, hit: int, tokens: int, prompt_tokens: int) -> None:
+        """A call owns what it finds. Of its tokens the first are its prompt."""
+
+    @abstractmethod
+    def grow(self, chain: Chain, kv_tokens: int, hashed_tokens: int) -> None:
+        """A call owns room for `kv_tokens` (taken before), full and hashed up to the latter."""
+
+    @abstractmethod
+    def detach(self, chain: Chain) -> None:
+        """A call ends or is preempted: free, but leave warm what is hashed."""
+
+    @abstractmethod
+    def take(self, blocks: int) -> None:
+        """Blocks of no content: the empty first, then the longest-freed."""
+
+    @abstractmethod
+    def evictable(self, blocks: int, spare: Callable[[Chain | Prefix], float]) -> int:
+        """Of `blocks` how many can be taken before an owner loses more cached ones than `spare`."""
+
+    @abstractmethod
+    def kept(self, chain: Chain, blocks: int) -> Held:
+        """What a hold would keep of the `blocks` that a call leaves hashed."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise AssertionError when the counts do not add up."""
+
+
+class HeldChain:
+    def __init__(self, pool: "KvPool", chain: Chain, blocks: int) -> None:
+        self._pool = pool
+        self._chain: Chain | None = chain
+        """None: the call of a session that has returned owns the blocks."""
+        self.blocks, self.tokens = blocks, blocks * pool.block_tokens
+
+    def keep(self) -> None:
+        if self._chain is not None:
+            self._pool.settle(self._chain)
+
+    def let_go(self) -> None:
+        if self._chain is not None:
+            self._pool.detach(self._chain)
+
+    def take_over(self, chain: Chain) -> None:
+        if self._chain is chain:
+            self._chain = None
+
+
+class KvPool(Pool):
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        super().__init__(blocks, block_tokens)
+        self._lru: OrderedDict[Segment, None] = OrderedDict()
+
+    def found(self, chain: Chain, most: int) -> int:
+        return min(chain.cached_blocks, most)
+
+    def fits(self, chain: Chain, hit: int, tokens: int, first_tokens: int) -> bool:
+        del first_tokens
+        return self.takes(chain, hit, self.count(tokens)) <= self.free
+
+    def start(self, chain: Chain, hit: int, tokens: int, prompt_tokens: int) -> None:
+        del tokens, prompt_tokens
+        self.attach(chain, hit)
+
+    def grow(self, chain: Chain, kv_tokens: int, hashed_tokens: int) -> None:
+        chain.own = self.count(kv_tokens) - chain.shared
+        self.hash(chain, hashed_tokens // self.block_tokens)
 
     def takes(self, chain: Chain, hit_blocks: int, blocks: int) -> int:
         """Free blocks needed by a call that will have `blocks`, of them `hit_blocks` cached."""
@@ -136,7 +235,6 @@ class KvPool:
         chain.tail = max(0, hashed_blocks - prefix.blocks)
 
     def take(self, blocks: int) -> None:
-        """Blocks of no content: the empty first, then the longest-freed."""
         assert blocks <= self.free, "blocks from nowhere"  # noqa: S101
         self.free -= blocks
         if self._empty >= blocks:
@@ -154,7 +252,6 @@ class KvPool:
             self._erode(segment)
 
     def evictable(self, blocks: int, spare: Callable[[Chain | Prefix], float]) -> int:
-        """Of `blocks` how many can be taken before an owner loses more cached ones than `spare`."""
         most = self._empty
         for segment in self._lru:
             if most >= blocks:
@@ -165,6 +262,9 @@ class KvPool:
                 break
         return min(most, blocks)
 
+    def kept(self, chain: Chain, blocks: int) -> Held:
+        return HeldChain(self, chain, blocks)
+
     def settle(self, chain: Chain) -> None:
         """A call has ended and its KV is held: what is not hashed is empty at once."""
         unhashed = chain.own - chain.tail - chain.copies
@@ -173,7 +273,7 @@ class KvPool:
         chain.own -= unhashed
 
     def detach(self, chain: Chain) -> None:
-        """A call ends or is preempted, or a hold ends: free, but leave warm what is hashed."""
+        """Also when a hold ends."""
         self.settle(chain)
         if chain.tail:
             chain.warm = self._append(chain, chain.tail)
@@ -225,7 +325,6 @@ class KvPool:
                 owner.warm.remove(segment)
 
     def check(self) -> None:
-        """Raise AssertionError when the counts do not add up."""
         warm = sum(segment.blocks for segment in self._lru)
         assert self._empty + warm == self.free, "free blocks leak"  # noqa: S101
         assert self._empty >= 0, "blocks from nowhere"  # noqa: S101

@@ -53,7 +53,7 @@ def check_fits(recorded: Recorded, engine: EngineSettings) -> None:
     for turn in recorded.turns:
         context_tokens = turn.new_tokens + (0 if turn.reset else context_tokens)
         context_tokens += turn.output_tokens
-        if -(-context_tokens // engine.block_tokens) > engine.kv_blocks:
+        if engine.call_blocks(context_tokens) > engine.kv_blocks:
             raise InputError(
                 f"session {recorded.session_id}: a call of {context_tokens} tokens does not "
                 f"fit into `kv_blocks` {engine.kv_blocks} of {engine.block_tokens} tokens: "

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from mars.core.errors import InputError
-from mars.sim.cost import Cost, Law
+from mars.sim.cost import Cost, Kernel, Law
 
 _FOLDER: Final = Path(str(resources.files("mars") / "data" / "costs"))
 _NOT_A_PROFILE: Final = "published"
@@ -54,11 +54,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reserve_bytes: Bytes = 0
     """What the engine takes besides weights and KV: activations, CUDA graphs."""
     kv_bytes_per_token: Annotated[int, Meta(ge=1)]
-    """Of the layers that keep the whole context."""
+    """Of one KV group: of the layers that keep the whole context, or as many that see a window."""
     kv_tokens: Annotated[int, Meta(ge=1)] | None = None
     """KV of an engine that was asked, or told (--num-gpu-blocks-override): goes before the sum."""
-    one_group: bool = True
-    """False: several KV groups (GPT-OSS: half of the layers see a window of 128 tokens)."""
     pcie_bytes_s: Annotated[float, Meta(gt=0.0)] = 50e9
     """One way, to host memory. PCIe 5.0 x16 has 64e9; about four fifths arrive."""
     api_s: Frac = 0.0
@@ -76,7 +74,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.law.cost(step_factor, prefill_factor)
 
     def kv_capacity_tokens(self, utilisation: float = 0.9) -> int:
-        """(memory * utilisation - weights - reserve) / bytes of a token, as vLLM reckons."""
+        """(memory * utilisation - weights - reserve) / bytes of a token, as vLLM reckons its pool.
+
+        What calls take of it for a window is not taken off: EngineSettings.call_blocks has it.
+        """
         if self.kv_tokens is not None:
             return self.kv_tokens
         if not 0.0 < utilisation <= 1.0:
@@ -88,6 +89,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"{utilisation}; raise it, or take a larger card"
             )
         return int(usable_bytes // self.kv_bytes_per_token)
+
+    @property
+    def window_tokens(self) -> int:
+        """What the layers of a second KV group see; 0: there is one group."""
+        return self.law.window_tokens if isinstance(self.law, Kernel) else 0
 
     def kv_blocks(self, block_tokens: int = 16, utilisation: float = 0.9) -> int:
         return self.kv_capacity_tokens(utilisation) // block_tokens

@@ -5,13 +5,13 @@ from operator import attrgetter
 from mars.policy.base import Key, Ordering
 from mars.sim.call import Call
 from mars.sim.decodes import Decodes
-from mars.sim.kv import KvPool
+from mars.sim.kv import Pool
 
 _key = attrgetter("key")
 
 
 class Running:
-    def __init__(self, ordering: Ordering, pool: KvPool, step_tokens: int) -> None:
+    def __init__(self, ordering: Ordering, pool: Pool, step_tokens: int) -> None:
         self._ordering, self._pool = ordering, pool
         self.step_tokens = step_tokens
         self.calls: list[Call] = []
@@ -105,8 +105,3 @@ class Running:
     def all_kv_tokens(self) -> int:
         others = sum(self.kv_tokens(c) for c in self.calls if not c.is_decode)
         return self.decodes.context_tokens + others
-
-    def blocks(self, call: Call) -> int:
-        if not call.last:
-            return call.chain.shared + call.chain.own
-        return self._pool.count(self.kv_tokens(call))

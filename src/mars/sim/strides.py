@@ -37,6 +37,7 @@ class Strides:
         batcher, running = self._batcher, self._batcher.running
         if (
             running.prefills
+            or not batcher.is_regular
             or not running.decodes.count
             or not (batch.is_full or not batcher.admits)
         ):
@@ -53,12 +54,11 @@ class Strides:
         steps = decodes.affordable(step + 1, most, blocks) if blocks >= 0 else 0
         if not steps:
             return 0
-        last_need = decodes.need(step + steps)
-        batcher.pool.take(decodes.need(step + 1, steps) - last_need)
+        batcher.take_decodes(step + 1, steps - 1)
         running.step += steps - 1
         decodes.context_tokens += decodes.count * (steps - 1)
         running.sort(now_s)  # as before the last of them
-        batcher.pool.take(last_need)
+        batcher.take_decodes(step + steps, 1)
         running.step += 1
         decodes.context_tokens += decodes.count
         batch.index, batch.steps = running.step, batch.steps + steps

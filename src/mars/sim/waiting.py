@@ -8,17 +8,16 @@ from operator import attrgetter
 
 from mars.policy.base import Key, Ordering
 from mars.sim.call import Call
-from mars.sim.kv import Chain, Prefix
+from mars.sim.kv import Chain, Pool, Prefix
 
 _key = attrgetter("key")
 
 
 class WaitingLine:
-    def __init__(self, ordering: Ordering, block_tokens: int, *, sees_cache: bool) -> None:
+    def __init__(self, ordering: Ordering, pool: Pool) -> None:
         self._ordering = ordering
         self._live = ordering.live
-        self._block_tokens = block_tokens
-        self._sees_cache = sees_cache
+        self._pool, self._block_tokens = pool, pool.block_tokens
         self.line: list[Call] = []
         """In order; not to be changed but by the methods here."""
         self._by_chain: dict[Chain, Call] = {}
@@ -124,7 +123,5 @@ class WaitingLine:
         return (*self._ordering.run_key(view, now_s), call.order)
 
     def _uncached_tokens(self, call: Call) -> int:
-        if not self._sees_cache:
-            return call.tokens
-        cached = min(call.chain.cached_blocks, call.tokens // self._block_tokens)
+        cached = self._pool.found(call.chain, call.tokens // self._block_tokens)
         return call.tokens - cached * self._block_tokens

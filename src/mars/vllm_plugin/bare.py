@@ -14,7 +14,12 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -35,6 +40,7 @@ class BareEngine:
         step_tokens: int = 2048,
         context_tokens: int = 16384,
         async_scheduling: bool = False,
+        window_tokens: int = 0,
         mars: dict[str, Any] | None = None,
     ) -> None:
         config = VllmConfig(
@@ -53,9 +59,6 @@ class BareEngine:
         )
         # the CPU platform switches async scheduling off; the scheduler itself does not mind
         config.scheduler_config.async_scheduling = async_scheduling
-        spec = FullAttentionSpec(
-            block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.float32
-        )
         config.cache_config.num_gpu_blocks = blocks
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
@@ -64,7 +67,10 @@ class BareEngine:
             kv_cache_config=KVCacheConfig(
                 num_blocks=blocks,
                 kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+                kv_cache_groups=_groups(window_tokens),
+                prefix_cache_retention_interval=(
+                    config.cache_config.prefix_cache_retention_interval if window_tokens else None
+                ),
             ),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK_TOKENS,
@@ -103,6 +109,21 @@ class BareEngine:
         requests = {r: scheduler.requests[r] for r in output.num_scheduled_tokens}
         scheduler.update_from_output(output, answer(requests))
         return output, [q for r, q in requests.items() if r not in scheduler.requests]
+
+
+def _groups(window_tokens: int) -> list[KVCacheGroupSpec]:
+    """Of a model whose layers all see everything, or of which the first sees a window."""
+    form: Any = {
+        "block_size": BLOCK_TOKENS,
+        "num_kv_heads": 1,
+        "head_size": 1,
+        "dtype": torch.float32,
+    }
+    groups = [KVCacheGroupSpec(["layer"], FullAttentionSpec(**form))]
+    if window_tokens:
+        spec = SlidingWindowSpec(sliding_window=window_tokens, **form)
+        groups.insert(0, KVCacheGroupSpec(["window"], spec))
+    return groups
 
 
 def answer(requests: dict[str, Any]) -> Any:

@@ -1,23 +1,23 @@
 """KV blocks of vLLM's pool under a hold (mars.policy.holds.Kept).
 
-A hold owns one reference on each hash-complete block of a finished call, taken before vLLM drops
-the call's own. Nothing is freed twice: release gives back that one reference, and the blocks return
-to the LRU queue still hashed, tail first, as stock would have left them.
+A hold owns one reference on each block, taken before vLLM drops those of the finished call. Nothing
+is freed twice: release gives back that one reference, and the blocks return to the LRU queue still
+hashed, group by group and tail first, as stock would have left them.
 """
 
 from typing import Any
 
 
 class KeptBlocks:
-    def __init__(self, pool: Any, blocks: list[Any]) -> None:
-        self._pool, self._blocks = pool, blocks
-
-    @property
-    def blocks(self) -> int:
-        return len(self._blocks)
+    def __init__(self, pool: Any, groups: list[list[Any]], tokens: int) -> None:
+        """`groups`: hashed blocks of each KV group; `tokens`: what they are of the context."""
+        self._pool, self._groups, self.tokens = pool, groups, tokens
+        self.blocks = sum(map(len, groups))
 
     def keep(self) -> None:
-        self._pool.touch(self._blocks)
+        for group in self._groups:
+            self._pool.touch(group)
 
     def let_go(self) -> None:
-        self._pool.free_blocks(reversed(self._blocks))
+        for group in self._groups:
+            self._pool.free_blocks(reversed(group))

@@ -32,9 +32,8 @@ from mars.policy.holds import Holds
 from mars.policy.presets import build_policy
 from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
-from mars.vllm_plugin.kept import KeptBlocks
 from mars.vllm_plugin.queue import RankedQueue
-from mars.vllm_plugin.residency import resident_tokens
+from mars.vllm_plugin.residency import Residency
 from mars.vllm_plugin.settings import read_settings
 from mars.vllm_plugin.wire import Wire
 
@@ -66,9 +65,10 @@ class MarsMixin(_Base):
         self._wire = Wire(settings)
         self._calls = Calls(self._emit)
         self._pool = self.kv_cache_manager.block_pool
-        self._one_group = len(self.kv_cache_config.kv_cache_groups) == 1
+        self._residency = Residency(
+            self.kv_cache_manager, self.kv_cache_config.kv_cache_groups, self.hash_block_size
+        )
         self._holds = Holds(
-            block_tokens=self.block_size,
             capacity_tokens=self._pool.num_gpu_blocks * self.block_size,
             retention=self._retention,
             rate=self._rate,
@@ -97,10 +97,7 @@ class MarsMixin(_Base):
             view.is_decode, view.kv_tokens = False, 0
             view.is_held = view.session_id in self._holds
             if self._ordering.live:
-                cached = (
-                    resident_tokens(self._pool, request, self.block_size) if self._one_group else 0
-                )
-                view.uncached_tokens = request.num_tokens - cached
+                view.uncached_tokens = request.num_tokens - self._residency.tokens(request)
             call.key = (*self._ordering.run_key(view, self._now_s), call.order)
         return call.key
 
@@ -253,13 +250,12 @@ class MarsMixin(_Base):
         call = self._calls.left(request, now_s, ok=ok)
         session_id = call.view.session_id
         self._sessions.call_left(session_id, forget=not call.named)
-        if ok and call.named and self._one_group and not self._sessions.is_open(session_id):
-            blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
-            hashed = [b for b in blocks if b.block_hash is not None and not b.is_null]
+        held = ok and call.named and self._residency.is_known
+        if held and not self._sessions.is_open(session_id):
             running = request in self.running  # not when its last token came after a preemption
             self._holds.left(
                 session_id,
-                KeptBlocks(self._pool, hashed),
+                self._residency.kept(request),
                 own_tokens=request.num_computed_tokens if running else 0,
                 arrived_s=call.view.session_arrived_s,
                 now_s=now_s,
