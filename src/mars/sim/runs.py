@@ -5,6 +5,7 @@ a call finds less than is cached (mars.sim.windows), computes the rest anew, and
 until they are evicted. vLLM finds the one that was hashed first (v1/core/block_pool.py).
 """
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -37,10 +38,12 @@ class Share:
     high: int
 
     def __iter__(self) -> Iterator[Run]:
-        run: Run | None = self.run
-        while run is not None and run.low < self.high:
-            yield run
+        run = self.run
+        yield run
+        while run.high < self.high:
+            assert run.rest is not None, "a share with a hole"  # noqa: S101
             run = run.rest
+            yield run
 
 
 @dataclass(slots=True, eq=False)
@@ -67,10 +70,6 @@ class RunQueue:
             yield run
             run = run.after
 
-    def append(self, run: Run) -> None:
-        self.blocks += run.high - run.low
-        self._insert(run, self._ends)
-
     def remove(self, run: Run) -> None:
         self.blocks -= run.high - run.low
         before, after = run.before, run.after
@@ -78,13 +77,14 @@ class RunQueue:
         before.after, after.before = after, before
         run.before = run.after = None
 
-    def split(self, run: Run, at: int) -> None:
-        """Make two of a run; its end goes first."""
+    def split(self, run: Run, at: int) -> Run:
+        """Make two of a run; returns its end, which is evicted first."""
         rest = Run(run.owner, run.copies, at, run.high, run.references, run.rest)
         run.high, run.rest = at, rest
         run.copies.insert(run.copies.index(run) + 1, rest)
         if run.references == 0:
             self._insert(rest, run)
+        return rest
 
     def evict(self, blocks: int) -> list[Chain | Prefix]:
         """Whose runs they were."""
@@ -116,32 +116,56 @@ class RunQueue:
         run.references -= 1
         if run.references:
             return 0
-        self.append(run)
-        return run.high - run.low
+        blocks, last = run.high - run.low, self._ends.before
+        self.blocks += blocks
+        assert last is not None, "not in the queue"  # noqa: S101
+        if last.copies is not run.copies or last.low != run.high or not self._joined(run, last):
+            self._insert(run, self._ends)
+        return blocks
+
+    @staticmethod
+    def _joined(run: Run, last: Run) -> bool:
+        """Make one of a run and the one that goes on where it ends and has been freed just before,
+        unless another copy of the one that was hashed later stands between them.
+        """
+        copies = run.copies
+        one, other = sorted((copies.index(run), copies.index(last)))
+        later = copies[other]
+        if any(c.low < later.high and later.low < c.high for c in copies[one + 1 : other]):
+            return False
+        del copies[other]
+        copies[one] = last
+        last.low = run.low
+        return True
 
     def found(self, copies: list[Run], low: int, high: int) -> list[Run]:
         """The runs that a call finds from `low` to `high`, all of which are cached: of several
         copies the first. Runs are split to fit.
         """
+        ahead = sorted(
+            (run.low, order, run)
+            for order, run in enumerate(copies)
+            if run.low < high and low < run.high
+        )
         found: list[Run] = []
+        here: list[tuple[int, Run]] = []
+        """Those that have `low`, the first hashed on top."""
+        seen = 0
         while low < high:
-            end = high
-            for run in copies:
-                if run.low <= low < run.high:
-                    break
-                if low < run.low < end:
-                    end = run.low
-            else:
-                raise AssertionError("not cached")
+            while seen < len(ahead) and ahead[seen][0] <= low:
+                heapq.heappush(here, ahead[seen][1:])
+                seen += 1
+            while here[0][1].high <= low:
+                heapq.heappop(here)
+            order, run = heapq.heappop(here)
+            earlier = (start for start, other, _ in ahead[seen:] if other < order)
+            end = min(high, run.high, next(earlier, high))
             if run.low < low:
-                self.split(run, low)
-                rest = run.rest
-                assert rest is not None, "a split has a rest"  # noqa: S101
-                run = rest
+                run = self.split(run, low)
             if run.high > end:
-                self.split(run, end)
+                heapq.heappush(here, (order, self.split(run, end)))
             found.append(run)
-            low = run.high
+            low = end
         return found
 
     @staticmethod
