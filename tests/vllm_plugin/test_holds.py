@@ -168,9 +168,20 @@ def test_a_request_without_a_session_is_never_held(engines: Engines) -> None:
     assert not engine.scheduler._sessions._arrived_s
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-def test_nothing_is_left_after_a_thousand_random_aborts(engines: Engines, is_async: bool) -> None:
-    engine = engines(blocks=400, mars=MARS, most_calls=12, async_scheduling=is_async)
+@pytest.mark.parametrize(
+    ("is_async", "blocks", "window_tokens"),
+    [(False, 400, 0), (True, 400, 0), (False, 500, 128), (True, 600, 128)],
+)
+def test_nothing_is_left_after_a_thousand_random_aborts(
+    engines: Engines, is_async: bool, blocks: int, window_tokens: int
+) -> None:
+    engine = engines(
+        blocks=blocks,
+        mars=MARS,
+        most_calls=12,
+        async_scheduling=is_async,
+        window_tokens=window_tokens,
+    )
     scheduler, rng = engine.scheduler, random.Random(7)
     aborted = number = idle = 0
     contexts: dict[str, list[int]] = {}
@@ -200,7 +211,7 @@ def test_nothing_is_left_after_a_thousand_random_aborts(engines: Engines, is_asy
     finish(engine)
     assert scheduler.reset_prefix_cache()
     pool = scheduler.kv_cache_manager.block_pool
-    assert engine.free_blocks == 399
+    assert engine.free_blocks == blocks - 1
     assert all(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
     assert not scheduler._calls
     assert not scheduler._sessions._open

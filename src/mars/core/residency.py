@@ -11,7 +11,7 @@ A newcomer's context is its prompt, in tokens as learned from earlier first call
 engine finds cached of a first prompt on average (a system prompt that all share is there once).
 The sum may be `overcommit` times the capacity: not all are on the GPU at once.
 
-Where nothing is ever held (a model with several KV groups, a policy without retention) the KV of
+Where nothing is ever held (a model with Mamba layers, a policy without retention) the KV of
 those in a gap lives in the engine's LRU queue, and whoever runs evicts it. There every context
 counts whole, and the sum may be `unheld_fill` of the capacity.
 

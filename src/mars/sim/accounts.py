@@ -11,7 +11,8 @@ from mars.core.ids import SessionId
 from mars.policy.base import EngineEvent, Policy, needed_by
 from mars.policy.holds import Holds
 from mars.sim.call import Call
-from mars.sim.kv import Chain, Held, Pool
+from mars.sim.kv import Chain
+from mars.sim.pool import Held, Pool
 from mars.sim.waiting import WaitingLine
 
 

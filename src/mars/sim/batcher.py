@@ -19,7 +19,8 @@ from mars.core.estimate import PrefillRate
 from mars.policy.base import CallView, EngineEvent, Policy
 from mars.sim.accounts import Accounts
 from mars.sim.call import Batch, Call
-from mars.sim.kv import Chain, Pool
+from mars.sim.kv import Chain
+from mars.sim.pool import Pool
 from mars.sim.running import Running
 from mars.sim.waiting import WaitingLine
 

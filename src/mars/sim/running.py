@@ -5,7 +5,7 @@ from operator import attrgetter
 from mars.policy.base import Key, Ordering
 from mars.sim.call import Call
 from mars.sim.decodes import Decodes
-from mars.sim.kv import Pool
+from mars.sim.pool import Pool
 
 _key = attrgetter("key")
 

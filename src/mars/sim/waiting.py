@@ -8,7 +8,8 @@ from operator import attrgetter
 
 from mars.policy.base import Key, Ordering
 from mars.sim.call import Call
-from mars.sim.kv import Chain, Pool, Prefix
+from mars.sim.kv import Chain, Prefix
+from mars.sim.pool import Pool
 
 _key = attrgetter("key")
 

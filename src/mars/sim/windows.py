@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mars.sim.kv import Chain, Pool, Prefix
+from mars.sim.kv import Chain, Prefix
+from mars.sim.pool import Pool
 from mars.sim.runs import Contents, Run, RunQueue, Share, covered, reach
 
 
