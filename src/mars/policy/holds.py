@@ -108,9 +108,7 @@ class Holds:
     def _drop(self, session_id: SessionId, kept: Kept, hold: Hold, now_s: float) -> None:
         if hold.why:  # a policy that keeps nothing has nothing to say
             self._emit(
-                ev.KvDropped(
-                    at_s=now_s, session_id=session_id, kv_tokens=kept.tokens, why=hold.why
-                )
+                ev.KvDropped(at_s=now_s, session_id=session_id, kv_tokens=kept.tokens, why=hold.why)
             )
 
     def hear(self, event: ev.ToolEvent, now_s: float) -> None:
