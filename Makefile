@@ -20,7 +20,7 @@ test: check
 
 # The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.
 twin: $(READY)
-	$(BIN)/pytest tests/twin --workloads 6 -n 2
+	$(BIN)/pytest tests/twin --workloads 4 -n 2
 
 check: $(READY)
 	$(BIN)/ruff check

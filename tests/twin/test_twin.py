@@ -16,9 +16,7 @@ CELLS = [(*cell, 0) for cell in itertools.product((2500, 700, 420), (False, True
 WINDOWS = [
     (2500, True, 1, 128),
     (500, False, 1, 128),
-    (500, True, 1, 128),
-    (350, False, 1, 128),
-    (350, True, 0, 128),
+    (350, True, 1, 128),
     (350, False, 0, 32),
 ]
 """Models with two KV groups; asynchronous scheduling, as such models are served, above all."""
