@@ -36,6 +36,26 @@ def test_a_hold_keeps_what_each_group_needs(engines: Engines, policy: str, warm:
     assert cached(engines, "a") == 1984 * warm
 
 
+def test_what_a_session_goes_on_from_stays_while_its_answer_is_made(engines: Engines) -> None:
+    for policy, warm in (("mars", True), ("mars-no-hold", False)):
+        engine = engines(
+            blocks=500, window_tokens=WINDOW_TOKENS, mars={"scheduling": {"policy": policy}}
+        )
+        request = engine.add("a", random_prompt(1, 2000), 600, "a")
+        number = 0
+        while engine.scheduler.has_unfinished_requests():
+            if (
+                len(engine.scheduler.requests) == 1
+                and request.request_id in engine.scheduler.requests
+            ):
+                number += 1  # others sweep through what is free
+                engine.add(f"b{number}", random_prompt(number + 1, 2000), 1, None)
+            engine.step()
+        assert number > 6
+        turn(engine, "a", [*request.all_token_ids, *random_prompt(-1, 100)])
+        assert cached(engines, "a") == 1984 * warm
+
+
 def test_what_the_order_sees_is_what_a_call_finds(engines: Engines) -> None:
     engine = engines(blocks=500, window_tokens=WINDOW_TOKENS)
     scheduler = engine.scheduler

@@ -214,6 +214,7 @@ def test_nothing_is_left_after_a_thousand_random_aborts(
     assert engine.free_blocks == blocks - 1
     assert all(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
     assert not scheduler._calls
+    assert not scheduler._pins
     assert not scheduler._sessions._open
     assert {fact.why for fact in engines.facts if isinstance(fact, ev.KvReleased)} >= {
         "returned",

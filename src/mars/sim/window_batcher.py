@@ -10,6 +10,7 @@ every step without a lag, where a block is given back a step before the next is 
 from collections.abc import Sequence
 from typing import Any
 
+from mars.policy.base import KeepNothing
 from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
 from mars.sim.decodes import Decodes
@@ -52,6 +53,7 @@ class WindowBatcher(Batcher):
         self._looks_until = 0
         """Up to this step each call is to be looked at."""
         self.is_regular = False
+        self._pins = pool.may_pin and not isinstance(self._retention, KeepNothing)
 
     # -- a call grows ---------------------------------------------------------------------------
 
@@ -97,6 +99,8 @@ class WindowBatcher(Batcher):
     def advance(self, batch: Batch) -> None:
         super().advance(batch)
         for call in batch.complete:
+            if self._pins:
+                self.pool.pin(call.chain)
             if call.is_decode:
                 self._decodes.watch(call)
                 self._looks_until = batch.index + 2

@@ -14,7 +14,7 @@ and SlidingWindowManager of v1/core/single_type_kv_cache_manager.py.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from mars.sim.kv import Chain, Prefix
@@ -35,6 +35,10 @@ class Grip:
     """Blocks of the window's group that have left the window."""
     whole: list[Share]
     window: list[Share]
+    prompt: int
+    """Whole blocks before its prompt's last token: where the next call will go on."""
+    pinned: list[Share] = field(default_factory=list)
+    """Of the window's group what the next call will need, though it has left this one's window."""
 
 
 class WindowPool(Pool):
@@ -48,6 +52,8 @@ class WindowPool(Pool):
         self._window_tokens = window_tokens
         self.window_blocks = window_tokens // block_tokens
         self._most_window_blocks = most_window_blocks(window_tokens, block_tokens, flying_tokens)
+        self.may_pin = self._most_window_blocks > 2 * self.window_blocks
+        """A call that has the memory for itself has room for its window and for what is pinned."""
         self._queue = RunQueue()
         self._contents: WeakKeyDictionary[Chain | Prefix, Contents] = WeakKeyDictionary()
         self._grips: dict[Chain, Grip] = {}
@@ -92,9 +98,12 @@ class WindowPool(Pool):
         whole = self.lookup(chain, (tokens - 1) // self.block_tokens)[1]
         whole_shares = self.reference(self._found(chain, hit))
         window_shares = self.reference(self._found(chain, hit, in_window=True))
-        places = {(prompt_tokens - 1) // self.block_tokens} | ({whole} if whole > hit else set())
+        prompt = (prompt_tokens - 1) // self.block_tokens
+        places = {prompt} | ({whole} if whole > hit else set())
         skipped = max(0, hit - self.window_blocks)
-        self._grips[chain] = Grip(tuple(places), hit, hit, skipped, whole_shares, window_shares)
+        self._grips[chain] = Grip(
+            tuple(places), hit, hit, skipped, whole_shares, window_shares, prompt
+        )
 
     def grip(self, chain: Chain) -> Grip:
         return self._grips[chain]
@@ -135,6 +144,14 @@ class WindowPool(Pool):
         self._empty_out(unhashed)
         return gone[::-1]
 
+    def pin(self, chain: Chain) -> None:
+        """Keep, while its call runs, what makes the end of its prompt a place to go on from."""
+        grip = self._grips[chain]
+        first, last = max(0, grip.prompt - self.window_blocks), grip.prompt
+        cached = covered(self._of(chain.prefix).window + self._of(chain).window)
+        if any(low <= first < last <= high for low, high in cached):
+            grip.pinned = self.reference(self._found(chain, last, in_window=True))
+
     def let_go(self, runs: Iterable[Run]) -> None:
         for run in runs:
             self.free += self._queue.release(run)
@@ -149,6 +166,7 @@ class WindowPool(Pool):
     def detach(self, chain: Chain) -> None:
         """First the window's, then the others: GPT-OSS begins with a layer that has a window."""
         grip = self._grips.pop(chain)
+        self.let_go(reversed([run for share in grip.pinned for run in share]))
         for shares, blocks in (
             (grip.window, grip.blocks - grip.skipped),
             (grip.whole, grip.blocks),

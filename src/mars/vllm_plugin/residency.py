@@ -25,6 +25,7 @@ _WHOLE = (FullAttentionSpec, MLAAttentionSpec, UniformTypeKVCacheSpecs)
 class Residency:
     def __init__(self, kv_cache_manager: Any, groups: Sequence[Any], block_tokens: int) -> None:
         """`groups`: vLLM's KVCacheGroupSpec."""
+        managers = kv_cache_manager.coordinator.single_type_managers
         self._cache, self._block_tokens = kv_cache_manager, block_tokens
         self._pool = kv_cache_manager.block_pool
         specs = [group.kv_cache_spec for group in groups]
@@ -40,6 +41,29 @@ class Residency:
             and (len(specs) == 1 or all(spec.block_size == block_tokens for spec in specs))
         )
         """False: of other groups (Mamba, blocks of several sizes) nothing is seen or held."""
+
+        self.may_pin = (
+            self.is_known
+            and bool(self._whole and self._windows)
+            and all(
+                managers[i].max_admission_blocks_per_request > 2 * self._window_blocks
+                for i in self._windows
+            )
+        )
+        """A call that has the memory for itself has room for its window and for what is pinned."""
+
+    def pinned(self, request: Any) -> KeptBlocks | None:
+        """What a window needs for the next call to go on at the end of this prompt; None: it is not
+        all there.
+        """
+        end = (request.num_prompt_tokens - 1) // self._block_tokens
+        places = range(max(0, end - self._window_blocks), end)
+        groups = [
+            [self._block(request.block_hashes, i, group) for i in places] for group in self._windows
+        ]
+        if any(block is None for group in groups for block in group):
+            return None
+        return KeptBlocks(self._pool, groups, end * self._block_tokens)
 
     def tokens(self, request: Any) -> int:
         """Length of the context that a call would find."""

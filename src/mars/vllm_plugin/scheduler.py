@@ -32,6 +32,7 @@ from mars.policy.holds import Holds
 from mars.policy.presets import build_policy
 from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
+from mars.vllm_plugin.pins import Pins
 from mars.vllm_plugin.queue import RankedQueue
 from mars.vllm_plugin.residency import Residency
 from mars.vllm_plugin.settings import read_settings
@@ -68,6 +69,7 @@ class MarsMixin(_Base):
         self._residency = Residency(
             self.kv_cache_manager, self.kv_cache_config.kv_cache_groups, self.hash_block_size
         )
+        self._pins = Pins(self._residency, self._retention)
         self._holds = Holds(
             capacity_tokens=self._pool.num_gpu_blocks * self.block_size,
             retention=self._retention,
@@ -170,6 +172,7 @@ class MarsMixin(_Base):
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self._calls.started(self.requests[request_id], self._now_s)
         super()._update_after_schedule(scheduler_output)
+        self._pins.scheduled(self.requests[r] for r in scheduler_output.num_scheduled_tokens)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
@@ -214,6 +217,7 @@ class MarsMixin(_Base):
         drop_stale_output: bool = False,
     ) -> None:
         self._calls.preempted(request, self._short, self._now_s)
+        self._pins.drop(request)
         super()._preempt_request(request, timestamp, drop_stale_output)
 
     # -- memory ---------------------------------------------------------------------------------
@@ -260,6 +264,7 @@ class MarsMixin(_Base):
                 arrived_s=call.view.session_arrived_s,
                 now_s=now_s,
             )
+        self._pins.drop(request)
         super()._free_blocks(request)
 
     def finish_requests(
