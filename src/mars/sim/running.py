@@ -44,7 +44,7 @@ class Running:
 
     def _is_short(self) -> bool:
         step_blocks = self.step_tokens // self._pool.block_tokens + 2 * len(self.calls)
-        return self._pool.free < step_blocks
+        return self._pool.free < self._pool.groups * step_blocks
 
     def key(self, call: Call, now_s: float) -> Key:
         view = call.view

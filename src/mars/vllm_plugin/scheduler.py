@@ -130,7 +130,8 @@ class MarsMixin(_Base):
             self._ranked_s = now_s
             self.waiting.refresh()
         step_blocks = self.max_num_scheduled_tokens // self.block_size + 2 * len(self.running)
-        short = self._pool.get_num_free_blocks() < step_blocks
+        groups = len(self.kv_cache_config.kv_cache_groups)  # each takes blocks of its own
+        short = self._pool.get_num_free_blocks() < groups * step_blocks
         # The order of the running matters when a prefill competes for the step's tokens, and
         # when memory may run out within the step; else every decode gets its one token.
         if short or self._inflight_prefills:
