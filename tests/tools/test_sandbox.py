@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tests.tools.conftest import children, request, serving, until
 
 from mars.core.errors import InputError
 
+PYTHON = str(Path(sys.executable).resolve())
+"""Not the environment's link to it: a checkout in /tmp is not seen in the sandbox."""
 WRITABLE = """
 for file in /usr/mars /etc/mars /tmp/mars-in-the-sandbox /proc/sys/vm/drop_caches ./here; do
     if touch $file 2>/dev/null && test -w $file; then echo $file; fi
@@ -50,7 +53,7 @@ async def test_no_network_and_no_socket_of_the_host(tmp_path: Path) -> None:
             unix.bind(path)
             unix.listen()
             for kind, where in (("inet", str(tcp.getsockname()[1])), ("unix", path)):
-                argv = ("python3", "-c", CONNECT, kind, where)
+                argv = (PYTHON, "-c", CONNECT, kind, where)
                 free = await rig.run(*argv)
                 assert free.stdout == b"connected\n"
                 boxed = await rig.run(*argv, sandbox=True, cwd=str(tmp_path))
@@ -69,7 +72,7 @@ async def test_it_sees_no_process_but_its_own_and_has_no_capability(tmp_path: Pa
 async def test_exit_code_output_lease_and_usage_are_as_outside(tmp_path: Path) -> None:
     burn = "import os, time\nwhile time.process_time() < 0.3: pass\nprint(os.sched_getaffinity(0))"
     async with serving(cores=(1,)) as rig:
-        ran = await rig.python(burn, sandbox=True, cwd=str(tmp_path))
+        ran = await rig.run(PYTHON, "-c", burn, sandbox=True, cwd=str(tmp_path))
         assert ran.stdout == b"{1}\n"
         assert 0.3 <= ran.finished.cpu_s < 2
         failed = await rig.sh("echo oh >&2; exit 7", sandbox=True, cwd=str(tmp_path))
