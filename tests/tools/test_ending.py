@@ -14,6 +14,7 @@ import pytest
 from tests.tools.conftest import all_gone, children, groups_left, request, serving, until
 
 from mars.core.events import ToolFinished, ToolStarted
+from mars.tools.orphans import MARK, server_mark
 
 STUBBORN = """
 import os, signal, time
@@ -120,7 +121,9 @@ async def test_a_runner_that_is_killed(tmp_path: Path, cgroups: bool) -> None:
 
 
 async def test_a_killed_runner_costs_no_other_command(tmp_path: Path) -> None:
+    """Nor a child of the server's own, inside a command of another server."""
     gate = tmp_path / "gate"
+    env = os.environ | {MARK: server_mark(os.getppid())}
     async with serving(cores=(0, 1), share=2) as rig:
         wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
         healthy = asyncio.create_task(rig.sh(wait, cores=2))
@@ -129,10 +132,14 @@ async def test_a_killed_runner_costs_no_other_command(tmp_path: Path) -> None:
         doomed = asyncio.create_task(rig.sh("setsid sleep 1000", cores=2))
         await rig.started(2)
         await until(lambda: _asleep() != [])
-        for runner in children(recursive=False):
+        runners = children(recursive=False)
+        nested = await asyncio.create_subprocess_exec("sleep", "999", env=env)
+        for runner in runners:
             if runner != kept:
                 runner.kill()
         assert (await doomed).finished.exit_code == 137
+        nested.terminate()
+        assert await nested.wait() == -signal.SIGTERM, "not by SIGKILL, of the server"
         gate.touch()
         assert (await healthy).finished.exit_code == 0
 
@@ -193,8 +200,9 @@ async def test_the_runner_dies_with_the_server(tmp_path: Path) -> None:
 import asyncio
 from mars.tools.command import CommandHost, Spec
 spec = Spec(argv=[{sys.executable!r}, "-c", {STUBBORN.format(path=str(path))!r}], cwd=None,
-            env={{}}, cores=(0,), timeout_s=600, grace_s=0.1, parent_pid=__import__("os").getpid())
-asyncio.run(CommandHost().run(spec, 0, print, asyncio.Event()))
+            env={{}}, cores=(0,), nice=0, groups=[],
+            timeout_s=600, grace_s=0.1, parent_pid=__import__("os").getpid())
+asyncio.run(CommandHost("a mark").run(spec, 0, print, asyncio.Event()))
 """
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", text, env=_with_source())
     await until(lambda: pid_in(path) != 0)

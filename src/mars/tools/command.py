@@ -37,8 +37,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None
     env: dict[str, str]
     cores: tuple[int, ...]
-    nice: int = 0
-    groups: list[str] = []
+    nice: int
+    groups: list[str]
     timeout_s: float
     grace_s: float
     parent_pid: int
@@ -115,11 +115,12 @@ class CommandHost:
 
     That process may start other children as well, but none with a session of its own on nothing
     but lent cores: such a child looks like the orphan of a runner that was killed, as does every
-    one with a command's mark. `run` belongs
-    on the main thread: a runner ends its tree when the thread that started it is gone.
+    one with `mark`, see `orphans.py`. `run` belongs on the main thread: a runner ends its tree when
+    the thread that started it is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._runners: set[int] = set()
 
@@ -175,13 +176,21 @@ class CommandHost:
             orphans = [
                 child.pid
                 for child in psutil.Process().children()
-                if child.pid not in self._runners and _looks_lent(child.pid, cores)
+                if child.pid not in self._runners and self._looks_lent(child.pid, cores)
             ]
             if not orphans:
                 return
             for pid in orphans:
                 _kill(pid)
             await asyncio.sleep(_KILL_AGAIN_S)
+
+    def _looks_lent(self, pid: int, cores: set[int]) -> bool:
+        if mark_in(pid) == self._mark:
+            return True
+        try:
+            return os.getsid(pid) != os.getsid(0) and os.sched_getaffinity(pid) <= cores
+        except ProcessLookupError:
+            return False
 
 
 def _spawn(spec_fd: int, result_fd: int, captures: list[Capture]) -> subprocess.Popen[bytes]:
@@ -221,15 +230,6 @@ def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, os.WNOHANG)
-
-
-def _looks_lent(pid: int, cores: set[int]) -> bool:
-    if mark_in(pid):
-        return True
-    try:
-        return os.getsid(pid) != os.getsid(0) and os.sched_getaffinity(pid) <= cores
-    except ProcessLookupError:
-        return False
 
 
 def _unreported(returncode: int, run_s: float, cancelled: asyncio.Event) -> Outcome:

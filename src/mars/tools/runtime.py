@@ -65,8 +65,8 @@ class ToolRuntime:
         )
         self._settings = settings
         self._emit = emit
-        self._host = CommandHost()
         self._mark = server_mark(os.getpid())
+        self._host = CommandHost(self._mark)
         self._calls: dict[ToolId, ToolCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wait_s = 0.0
