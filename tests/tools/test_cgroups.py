@@ -94,9 +94,11 @@ def files_of(group: Group) -> dict[str, str]:
 
 
 def test_what_a_lease_writes_v2(tmp_path: Path) -> None:
-    groups = Groups.probe(v2(tmp_path))
+    groups = Groups.probe(v2(tmp_path), LIMITS.cores)
     assert groups is not None
     assert str(groups) == "cgroup v2: cpu, cpuset, pids, memory"
+    tried = tmp_path / f"a/b/mars-{server_mark(os.getpid())}-probe"
+    assert (tried / "cpu.max").read_text() == "200000 100000", "the widest lease is tried"
     group = groups.make("tool", LIMITS)
     assert group.joins == [str(tmp_path / f"a/b/mars-{server_mark(os.getpid())}-tool")]
     assert files_of(group) == {
@@ -109,7 +111,7 @@ def test_what_a_lease_writes_v2(tmp_path: Path) -> None:
 
 
 def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
-    groups = Groups.probe(v1(tmp_path))
+    groups = Groups.probe(v1(tmp_path), LIMITS.cores)
     assert groups is not None
     assert str(groups) == "cgroup v1: cpu, cpuset, pids, memory"
     name = f"mars-{server_mark(os.getpid())}-tool"
@@ -134,7 +136,7 @@ def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
 def test_without_a_limit_memory_is_not_limited(tmp_path: Path) -> None:
     free = Limits(cores=(0,), weight=100, processes=9, memory_bytes=0)
     (two, one) = (tmp_path / "v2", tmp_path / "v1")
-    groups = Groups.probe(v2(two)), Groups.probe(v1(one))
+    groups = Groups.probe(v2(two), LIMITS.cores), Groups.probe(v1(one), LIMITS.cores)
     assert groups[0] is not None
     assert groups[1] is not None
     assert files_of(groups[0].make("tool", free))["memory.max"] == "max"
@@ -144,21 +146,21 @@ def test_without_a_limit_memory_is_not_limited(tmp_path: Path) -> None:
 def test_controllers_that_the_system_does_not_give_are_left_out(tmp_path: Path) -> None:
     tree = v2(tmp_path)
     lent = CgroupTree("v2", tmp_path, {name: tree.folders[name] for name in ("", "pids")})
-    assert str(Groups.probe(lent)) == "cgroup v2: pids"
+    assert str(Groups.probe(lent, LIMITS.cores)) == "cgroup v2: pids"
     bare = CgroupTree("v2", tmp_path, {"": tree.folders[""]})
-    assert str(Groups.probe(bare)) == "cgroup v2: no controllers"
+    assert str(Groups.probe(bare, LIMITS.cores)) == "cgroup v2: no controllers"
 
 
 def test_a_folder_that_is_not_ours_to_write_in(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")  # nobody can make a folder in a file, root neither
-    assert Groups.probe(CgroupTree("v2", tmp_path, {"": tmp_path / "file"})) is None
+    assert Groups.probe(CgroupTree("v2", tmp_path, {"": tmp_path / "file"}), LIMITS.cores) is None
 
 
 def test_a_server_alone_in_its_group_moves_out_of_it(tmp_path: Path) -> None:
     """A group of v2 that gives controllers to others may hold no process itself."""
     tree = v2(tmp_path)
     lay_out(tmp_path, {"a/b/cgroup.procs": f"{os.getpid()}\n"})
-    Groups.probe(tree)
+    Groups.probe(tree, LIMITS.cores)
     ours = tmp_path / f"a/b/mars-{server_mark(os.getpid())}-server"
     assert (ours / "cgroup.procs").read_text() == str(os.getpid())
     assert (tmp_path / "a/b/cgroup.subtree_control").read_text().startswith("+")
@@ -167,7 +169,7 @@ def test_a_server_alone_in_its_group_moves_out_of_it(tmp_path: Path) -> None:
 def test_a_server_with_others_in_its_group_stays(tmp_path: Path) -> None:
     tree = v2(tmp_path)
     lay_out(tmp_path, {"a/b/cgroup.procs": f"1\n{os.getpid()}\n"})
-    Groups.probe(tree)
+    Groups.probe(tree, LIMITS.cores)
     assert not list((tmp_path / "a/b").glob("*-server"))
 
 
@@ -188,7 +190,7 @@ async def test_what_was_used_v1(tmp_path: Path) -> None:
 
 
 async def test_groups_of_servers_that_are_gone_are_found_and_others_left(tmp_path: Path) -> None:
-    groups = Groups.probe(v2(tmp_path / "tree"))
+    groups = Groups.probe(v2(tmp_path / "tree"), LIMITS.cores)
     assert groups is not None
     folder = tmp_path / "tree/a/b"
     gone, alive = folder / "mars-1-99999999999-tool", folder / f"mars-{server_mark(1)}-tool"

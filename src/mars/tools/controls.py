@@ -33,7 +33,7 @@ class Controls:
         """Raises InputError on a core that is not there, or a sandbox that is asked for and not."""
         tree = find_tree()
         cores = lendable(settings, tree.quota_cores() if tree else None)
-        groups = Groups.probe(tree) if tree and settings.cgroups else None
+        groups = Groups.probe(tree, cores) if tree and settings.cgroups else None
         controls = cls(settings, cores, groups, why_no_sandbox())
         if settings.sandbox:
             controls.check_sandbox()

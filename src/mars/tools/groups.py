@@ -132,22 +132,24 @@ class Groups:
         """Controllers in force."""
 
     @classmethod
-    def probe(cls, tree: CgroupTree) -> Self | None:
-        """What works here, found by doing it; None: not even an empty group can be made."""
+    def probe(cls, tree: CgroupTree, cores: tuple[int, ...]) -> Self | None:
+        """What works here for a lease of `cores`, found by doing it; None: not even an empty group.
+
+        The widest lease has to fit: v1 refuses a quota beyond that of the groups around.
+        """
         mark = server_mark(os.getpid())
         if tree.version == "v2":
             _delegate(tree.folders[""], mark)
         names = tuple(
-            name for name in _USED if name in tree.folders and cls(tree, mark, (name,)).works()
+            name for name in _USED if name in tree.folders and cls(tree, mark, (name,)).works(cores)
         )
         groups = cls(tree, mark, names)
-        return groups if names or groups.works() else None
+        return groups if names or groups.works(cores) else None
 
     def __str__(self) -> str:
         return f"cgroup {self._tree.version}: {', '.join(self.names) or 'no controllers'}"
 
-    def works(self) -> bool:
-        cores = tuple(sorted(os.sched_getaffinity(0))[:1])
+    def works(self, cores: tuple[int, ...]) -> bool:
         limits = Limits(cores=cores, weight=100, processes=100, memory_bytes=1 << 30)
         try:
             self.make("probe", limits).remove()

@@ -6,7 +6,8 @@
     network, processes      none but its own
     capabilities            none, also for root; /proc/sys read-only
 
-It ends at once, without a grace: with SIGTERM to bubblewrap its whole PID namespace is killed.
+It ends at once, without a grace: with SIGTERM to bubblewrap its whole PID namespace is killed. A
+command that is not there ends with 1 and bubblewrap's words.
 """
 
 import functools
@@ -31,7 +32,7 @@ def why_no_sandbox() -> str:
 
 @functools.cache
 def _try(program: str) -> str:
-    argv = [program, *sandboxed(["true"], "/usr")[1:]]
+    argv = _inside(program, ["true"], "/usr")
     try:
         tried = subprocess.run(argv, capture_output=True, timeout=_PROBE_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -42,16 +43,22 @@ def _try(program: str) -> str:
 
 
 def sandboxed(argv: list[str], cwd: str) -> list[str]:
-    """The command that runs `argv` inside. Raises InputError as the sandbox cannot have `cwd`."""
+    """The command that runs `argv` inside, once `why_no_sandbox` has said that there is one.
+
+    Raises InputError as it cannot have `cwd`.
+    """
     folder = Path(cwd).resolve()
     if folder == Path("/"):
         raise InputError("a sandboxed command needs a working directory other than /")
-    where = str(folder)
+    return _inside(shutil.which("bwrap") or "bwrap", argv, str(folder))
+
+
+def _inside(program: str, argv: list[str], where: str) -> list[str]:
     private = [word for top in _PRIVATE if Path(top).is_dir() for word in ("--tmpfs", top)]
     # Under root, whose files they are, the kernel would take writes to these without a capability.
     kernel = [word for file in _KERNEL for word in ("--ro-bind-try", file, file)]
     return [
-        "bwrap", "--unshare-all", "--unshare-user", "--cap-drop", "ALL", "--die-with-parent",
+        program, "--unshare-all", "--unshare-user", "--cap-drop", "ALL", "--die-with-parent",
         "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *kernel, *private,
         "--bind", where, where, "--chdir", where, "--", *argv,
     ]  # fmt: skip
