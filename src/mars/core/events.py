@@ -20,7 +20,9 @@ import msgspec
 from mars.core.ids import CallId, SessionId, ToolId
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True, gc=False):
+    """Points at nothing that could point back: a long log is no work for the garbage collector."""
+
     at_s: float
 
 
