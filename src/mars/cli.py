@@ -143,6 +143,22 @@ def gateway(
 
 
 @cli.command()
+@click.argument("name")
+@click.option("--file", "path", required=True, type=click.Path(path_type=Path))
+@click.option("--tenant", default="", help="Whose the sessions are that it opens.")
+@click.option("--admin", is_flag=True, help="May use /mars/... and /metrics.")
+def key(*, name: str, path: Path, tenant: str, admin: bool) -> None:
+    """Make an API key for the gateway, show it once, and add its hash to a file.
+
+    The gateway asks for keys when it is given that file: --set gateway.keys_file=FILE. To take a
+    key back, delete its line; a gateway that runs sees that.
+    """
+    from mars.gateway.keys import make_key
+
+    click.echo(make_key(path, name=name, tenant=tenant, admin=admin))
+
+
+@cli.command()
 @click.option("--policy", help="Default: mars.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: any free one.")

@@ -26,6 +26,7 @@ from mars.core.control import ControlPlane
 from mars.core.window import WindowSettings
 from mars.gateway.app import SessionRow, Status, build_app
 from mars.gateway.desk import Desk
+from mars.gateway.keys import KeyRing
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling, build_admission
 
@@ -157,11 +158,12 @@ async def gateway(
     engine_url: str,
     settings: GatewaySettings | None = None,
     scheduling: Scheduling | Admission | None = None,
+    ring: KeyRing | None = None,
 ) -> AsyncIterator[Rig]:
     settings = settings or GatewaySettings()
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
-    async with serving(build_app(desk, engine_url, settings)) as url:
+    async with serving(build_app(desk, engine_url, settings, ring)) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)

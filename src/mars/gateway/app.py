@@ -5,6 +5,8 @@ POST /v1/chat/completions, /v1/completions   through the gate to the engine
 GET  /health                                 200 when the engine answers its own /health
 GET  /mars/status, /mars/sessions            what the gateway sees and decides
 DELETE /mars/sessions/ID, POST /mars/sessions/ID/end
+
+With `gateway.keys_file` a key is asked for first (mars.gateway.door).
 """
 
 import time
@@ -13,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,6 +24,8 @@ from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase
 from mars.gateway.desk import Desk
+from mars.gateway.door import Door, read_secret
+from mars.gateway.keys import KeyRing
 from mars.gateway.proxy import GatedCall, PassThrough
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
@@ -58,10 +63,13 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """Why it waits at the gate; empty past it."""
 
 
-def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starlette:
+def build_app(
+    desk: Desk, upstream_url: str, settings: GatewaySettings, ring: KeyRing | None = None
+) -> Starlette:
     """The connections to the engine live as long as the app's lifespan.
 
-    `app.state.upstream` is the Upstream. Raises InputError for an address that cannot be one.
+    `ring`: who may come in; None: everybody. `app.state.upstream` is the Upstream. Raises
+    InputError for an address that cannot be one, and for an engine's key that cannot be read.
     """
     upstream = Upstream(upstream_url, settings)
 
@@ -73,8 +81,10 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
     views = _Views(desk, upstream)
     gated = GatedCall(desk, upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
+    door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
     app = Starlette(
         lifespan=lifespan,
+        middleware=door,
         routes=[
             Route("/v1/chat/completions", gated, methods=["POST"]),
             Route("/v1/completions", gated, methods=["POST"]),

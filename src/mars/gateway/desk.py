@@ -23,7 +23,7 @@ from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import Call, SessionOverError, Stay
+from mars.gateway.stay import Call, OtherTenantError, SessionOverError, Stay
 
 OWN: Final = (
     ev.SessionArrived
@@ -73,12 +73,18 @@ class Desk:
 
         Start the call before the next `await`. `still_waiting` is called every `keepalive_s`.
         When the last request of a gated session is cancelled, so is the session. Raises
-        SessionOverError when the session is ended meanwhile.
+        SessionOverError when the session is ended meanwhile, OtherTenantError when another tenant's
+        session has this id.
         """
         if self.stopped:
             raise SessionOverError("the gateway stops")
         session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
         stay = self._stays.get(session_id) or self._arrive(session_id, identity, prompt_bytes)
+        if stay.tenant != identity.tenant:
+            raise OtherTenantError(
+                f"session {session_id!r} was opened by another tenant and has not ended; "
+                "give yours an id of its own"
+            )
         if not stay.admitted:
             await self._wait(stay, prompt_bytes, still_waiting)
         return stay

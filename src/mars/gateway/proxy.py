@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 from mars.core.errors import InputError
 from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
 from mars.gateway.desk import Desk
+from mars.gateway.door import TENANT
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import Call, SessionOverError
+from mars.gateway.stay import Call, OtherTenantError, SessionOverError
 from mars.gateway.upstream import (
     FAILURES,
     Upstream,
@@ -106,13 +107,16 @@ class GatedCall(PassThrough):
         if body is None:
             return
         try:
-            identity = self._identify(scope["headers"], body)
+            identity = self._identify(scope, body)
         except InputError as error:
             await caller.fail(400, "invalid_session_id", str(error))
             return
         with caller:
             try:
                 call = await self._enter(caller, identity, body)
+            except OtherTenantError as error:
+                await caller.fail(403, "session_of_another_tenant", str(error))
+                return
             except SessionOverError as error:
                 why = f"the session was ended while this request waited to enter: {error}"
                 if self._desk.stopped:
@@ -122,12 +126,13 @@ class GatedCall(PassThrough):
                 return
             await self._run(caller, call, body)
 
-    def _identify(self, headers: Headers, body: bytes) -> Identity:
+    def _identify(self, scope: Scope, body: bytes) -> Identity:
+        headers: Headers = scope["headers"]
         identity = identify(headers, body)
-        if not self._set.tenant_header:
-            return identity
-        tenant = tenant_of(headers, self._set.tenant_header)
-        return msgspec.structs.replace(identity, tenant=tenant)
+        tenant: str = scope.get(TENANT, "")
+        if TENANT not in scope and self._set.tenant_header:
+            tenant = tenant_of(headers, self._set.tenant_header)
+        return msgspec.structs.replace(identity, tenant=tenant) if tenant else identity
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))

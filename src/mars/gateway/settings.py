@@ -22,6 +22,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tenant_header: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
     """Header of a request that says whose its session is (for `scheduling.tenants`), such as
     `X-Tenant`; empty: none. It is believed: let a proxy that knows its clients set it."""
+    keys_file: str = ""
+    """API keys of clients and their tenants (`mars key` makes them); empty: everybody may come in.
+    With keys the tenant is the key's, whatever `tenant_header` says."""
+    engine_key_file: str = ""
+    """With `keys_file`: its first line is the key that the engine wants (vllm --api-key); empty:
+    none. Without `keys_file` the client's own key goes on to the engine."""
     keepalive_s: Seconds = 10.0
     """A streaming request at the gate is sent an SSE comment this often, so that its client does
     not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""

@@ -19,6 +19,10 @@ class SessionOverError(MarsError):
     """The session was ended while its request waited at the gate; the text says why."""
 
 
+class OtherTenantError(MarsError):
+    """The session that the request names is another tenant's; the text says so."""
+
+
 @dataclass(slots=True, eq=False)
 class Stay:
     session_id: SessionId
