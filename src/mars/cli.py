@@ -410,6 +410,24 @@ def _fresh_folder(kind: str) -> Path:
     return folder
 
 
+@cli.command("bench-tools")
+@click.argument("model", required=False)
+@click.option("--per-core", default=4, show_default=True, type=click.IntRange(1, 64))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="One setting.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Logs.")
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def bench_tools(**options: Any) -> None:
+    """What busy tools do to engine and gateway: leased, and started beside the tool server.
+
+    Without MODEL: the tiny model, on the CPU. What follows -- goes to vLLM.
+    """
+    from mars.bench.beside_tools import bench_tools_command
+
+    folder = options.pop("folder") or _fresh_folder("bench-tools")
+    bench_tools_command(folder=folder, **options)
+
+
 @cli.command("bench-simulator")
 @click.option("--policies", default="fcfs,mars", show_default=True)
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
