@@ -1,6 +1,7 @@
 """The gateway's routes.
 
 POST /v1/chat/completions, /v1/completions   through the gate to the engine
+POST /v1/responses, /v1/messages             the same
 *    /v1/...                                 to the engine
 GET  /health                                 200 when the engine answers its own /health
 GET  /mars/status, /mars/sessions            what the gateway sees and decides
@@ -8,8 +9,9 @@ DELETE /mars/sessions/ID, POST /mars/sessions/ID/end
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,6 +26,15 @@ from mars.gateway.desk import Desk
 from mars.gateway.proxy import GatedCall, PassThrough
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
+from mars.gateway.wires import MESSAGES, OPENAI, RESPONSES, Wire
+
+_GATED: Final[Mapping[str, Wire]] = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/completions": OPENAI,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+}
+"""Paths of model calls; what is posted to others asks for no KV that a later call goes on from."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,14 +82,16 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
             yield
 
     views = _Views(desk, upstream)
-    gated = GatedCall(desk, upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
         lifespan=lifespan,
         routes=[
-            Route("/v1/chat/completions", gated, methods=["POST"]),
-            Route("/v1/completions", gated, methods=["POST"]),
-            Route("/v1/{rest:path}", PassThrough(upstream, settings)),
+            *(
+                Route(path, GatedCall(desk, upstream, settings, wire), methods=["POST"])
+                for path, wire in _GATED.items()
+            ),
+            Route("/v1/messages/{rest:path}", PassThrough(upstream, settings, MESSAGES)),
+            Route("/v1/{rest:path}", PassThrough(upstream, settings, OPENAI)),
             Route("/health", views.health),
             Route("/mars/status", views.status),
             Route("/mars/sessions", views.sessions),

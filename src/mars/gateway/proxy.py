@@ -6,6 +6,7 @@ piled up here.
 """
 
 import asyncio
+import time
 from typing import Final
 
 import aiohttp
@@ -25,20 +26,21 @@ from mars.gateway.upstream import (
     response_headers,
     unreachable,
 )
+from mars.gateway.wires import Wire
 
 _FIRST_ERROR: Final = 400
-_SAID_CHARS: Final = 2000
 
 
 class PassThrough:
     """Endpoint: on to the engine and back, without gate or session."""
 
-    def __init__(self, upstream: Upstream, settings: GatewaySettings) -> None:
+    def __init__(self, upstream: Upstream, settings: GatewaySettings, wire: Wire) -> None:
         self._upstream = upstream
         self._set = settings
+        self._wire = wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(scope, receive, send)
+        caller = Caller(self._wire, scope, receive, send)
         body = await self._body(caller)
         if body is not None:
             with caller:
@@ -79,7 +81,7 @@ class PassThrough:
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
         if caller.begun:  # as a stream, while it waited at the gate
             if why or not streams:
-                await caller.fail_stream(_in_one_line(response.status, await response.read()))
+                await caller.fail_stream(self._wire.retold(response.status, await response.read()))
                 return why or f"the engine answered a stream with {response.content_type}"
         else:
             caller.streams = streams
@@ -96,12 +98,14 @@ class PassThrough:
 class GatedCall(PassThrough):
     """Endpoint: a call of a session; waits at the gate until its session may enter."""
 
-    def __init__(self, desk: Desk, upstream: Upstream, settings: GatewaySettings) -> None:
-        super().__init__(upstream, settings)
+    def __init__(
+        self, desk: Desk, upstream: Upstream, settings: GatewaySettings, wire: Wire
+    ) -> None:
+        super().__init__(upstream, settings, wire)
         self._desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(scope, receive, send)
+        caller = Caller(self._wire, scope, receive, send)
         body = await self._body(caller)
         if body is None:
             return
@@ -131,12 +135,15 @@ class GatedCall(PassThrough):
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
-        return self._desk.call_started(
+        call = self._desk.call_started(
             stay,
             wanted=_request_id(caller.scope["headers"]),
             prompt_bytes=len(body),
             final=identity.final,
         )
+        if not self._wire.keeps_call_id:
+            self._desk.names.expect(stay.session_id, call.call_id, time.monotonic())
+        return call
 
     async def _run(self, caller: Caller, call: Call, body: bytes) -> None:
         own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
@@ -147,6 +154,7 @@ class GatedCall(PassThrough):
             why = "client disconnected" if caller.gone else "the gateway stopped"
             raise
         finally:
+            self._desk.names.close(call.stay.session_id, call.call_id, time.monotonic())
             self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
 
 
@@ -155,15 +163,3 @@ def _request_id(headers: Headers) -> str:
         if name == b"x-request-id":
             return value.decode("latin-1")
     return ""
-
-
-def _in_one_line(status: int, said: bytes) -> bytes:
-    """The engine's error as one line of JSON with an `error` in it."""
-    try:
-        known = msgspec.json.decode(said, type=dict[str, object])
-    except (ValueError, RecursionError):
-        known = {}
-    if not known.get("error"):
-        text = said[:_SAID_CHARS].decode("utf-8", "replace")
-        known = {"error": {"message": text, "type": "engine_error", "code": status}}
-    return msgspec.json.encode(known)
