@@ -24,6 +24,7 @@ from mars.core.pressure import Pressure
 from mars.core.session import Phase
 from mars.gateway.desk import Desk
 from mars.gateway.proxy import GatedCall, PassThrough
+from mars.gateway.recall import Recall
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
 from mars.gateway.wires import MESSAGES, OPENAI, RESPONSES, Wire
@@ -81,13 +82,13 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
         async with upstream:
             yield
 
-    views = _Views(desk, upstream)
+    views, recall = _Views(desk, upstream), Recall()
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
         lifespan=lifespan,
         routes=[
             *(
-                Route(path, GatedCall(desk, upstream, settings, wire), methods=["POST"])
+                Route(path, GatedCall(desk, recall, upstream, settings, wire), methods=["POST"])
                 for path, wire in _GATED.items()
             ),
             Route("/v1/messages/{rest:path}", PassThrough(upstream, settings, MESSAGES)),

@@ -17,6 +17,7 @@ from mars.core.errors import InputError
 from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
+from mars.gateway.recall import Recall, ResponseHead
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, SessionOverError
 from mars.gateway.upstream import (
@@ -57,8 +58,13 @@ class PassThrough:
             await caller.fail(413, "request_too_large", f"{limit} (gateway setting `body_bytes`)")
             return None
 
-    async def forward(self, caller: Caller, body: bytes, own: dict[bytes, str]) -> str:
-        """Returns what went wrong, of which the client knows; empty when all went well."""
+    async def forward(
+        self, caller: Caller, body: bytes, own: dict[bytes, str], reader: ResponseHead | None = None
+    ) -> str:
+        """Returns what went wrong, of which the client knows; empty when all went well.
+
+        `reader` is shown each chunk of an answer that is no error, before the client has it.
+        """
         scope = caller.scope
         target: str = scope["raw_path"].decode("latin-1")
         if scope["query_string"]:
@@ -67,7 +73,7 @@ class PassThrough:
         try:
             response = await self._upstream.send(scope["method"], target, headers, body)
             try:
-                return await self._relay(caller, response)
+                return await self._relay(caller, response, reader)
             finally:
                 response.release()  # closes the connection unless the answer was read to its end
         except FAILURES as error:
@@ -76,7 +82,9 @@ class PassThrough:
             await caller.fail(502, kind, why)
             return why
 
-    async def _relay(self, caller: Caller, response: aiohttp.ClientResponse) -> str:
+    async def _relay(
+        self, caller: Caller, response: aiohttp.ClientResponse, reader: ResponseHead | None
+    ) -> str:
         streams = response.content_type == "text/event-stream"
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
         if caller.begun:  # as a stream, while it waited at the gate
@@ -91,6 +99,8 @@ class PassThrough:
         while not last:
             chunk = await content.readany()
             last = content.at_eof()
+            if reader is not None and not why:
+                reader.read(chunk)
             await caller.write(chunk, last=last)
         return why
 
@@ -99,10 +109,16 @@ class GatedCall(PassThrough):
     """Endpoint: a call of a session; waits at the gate until its session may enter."""
 
     def __init__(
-        self, desk: Desk, upstream: Upstream, settings: GatewaySettings, wire: Wire
+        self,
+        desk: Desk,
+        recall: Recall,
+        upstream: Upstream,
+        settings: GatewaySettings,
+        wire: Wire,
     ) -> None:
         super().__init__(upstream, settings, wire)
         self._desk = desk
+        self._recall = recall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = Caller(self._wire, scope, receive, send)
@@ -127,7 +143,7 @@ class GatedCall(PassThrough):
             await self._run(caller, call, body)
 
     def _identify(self, headers: Headers, body: bytes) -> Identity:
-        identity = identify(headers, body)
+        identity = identify(headers, body, self._recall)
         if not self._set.tenant_header:
             return identity
         tenant = tenant_of(headers, self._set.tenant_header)
@@ -147,9 +163,11 @@ class GatedCall(PassThrough):
 
     async def _run(self, caller: Caller, call: Call, body: bytes) -> None:
         own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
+        named = self._wire.answers_are_named
+        reader = ResponseHead(self._recall, call.stay.session_id) if named else None
         why = "the gateway failed"
         try:
-            why = await self.forward(caller, body, own)
+            why = await self.forward(caller, body, own, reader)
         except asyncio.CancelledError:
             why = "client disconnected" if caller.gone else "the gateway stopped"
             raise

@@ -23,6 +23,8 @@ class Wire:
 
     keeps_call_id = True
     """The engine names the call by our `X-Request-Id`; else it has a name of its own (ADR 13)."""
+    answers_are_named = False
+    """A later call may go on from an answer by its id (`previous_response_id`)."""
 
     def error(self, status: int, kind: str, message: str) -> Error:
         return {"error": {"message": message, "type": kind, "code": status}}
@@ -45,6 +47,7 @@ class Wire:
 
 class Responses(Wire):
     keeps_call_id = False
+    answers_are_named = True
 
     def event(self, error: Error) -> bytes:
         """Codex looks into a failed `response`, openai's clients raise at any `error`."""
