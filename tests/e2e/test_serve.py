@@ -98,6 +98,27 @@ def test_responses_are_calls_of_their_session(served: Served) -> None:
     assert_accounted(served, "responses", [True, False, True])
 
 
+def test_a_client_without_an_id_is_one_session(served: Served) -> None:
+    messages: list[Any] = [{"role": "user", "content": "say something of your own"}]
+    for _ in range(3):
+        answer = served.client.chat.completions.create(
+            model=served.model, messages=messages, max_tokens=8, temperature=0,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        said = answer.choices[0].message
+        messages += [said.model_dump(exclude_none=True), {"role": "user", "content": "go on"}]
+
+    def found() -> list[ev.SessionArrived]:
+        arrived = [e for e in served.events() if isinstance(e, ev.SessionArrived)]
+        return [e for e in arrived if e.rule == "messages"]
+
+    eventually(lambda: bool(found()))
+    session = found()[0].session_id
+    eventually(lambda: len(facts(served, session, ev.CallServed)) == 3)
+    first, *more = facts(served, session, ev.CallServed)
+    assert all(it.prompt_tokens > first.prompt_tokens for it in more)
+
+
 def assert_accounted(served: Served, session: str, served_ones: list[bool]) -> None:
     """The engine accounted for just these calls of the session, under the gateway's names."""
     eventually(lambda: len(facts(served, session, ev.CallFinished)) == len(served_ones))

@@ -78,7 +78,7 @@ def test_the_id_is_found_however_the_answer_is_cut(answer: bytes, size: int) -> 
     recall = Recall()
     head = ResponseHead(recall, S)
     for start in range(0, len(answer), size):
-        head.read(answer[start : start + size])
+        head.read(answer[start : start + size], last=False)
     assert recall.session_of("resp_1") == S
     assert recall.session_of("msg_1") is None
 
@@ -87,8 +87,8 @@ def test_an_answer_without_an_id_costs_no_memory() -> None:
     recall = Recall()
     head = ResponseHead(recall, S)
     for _ in range(1000):
-        head.read(b"x" * 1000)
-    head.read(PLAIN)
+        head.read(b"x" * 1000, last=False)
+    head.read(PLAIN, last=True)
     assert recall.session_of("resp_1") is None
 
 
@@ -97,6 +97,21 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes() -> None:
     for number in range(module._MOST + 5):
         recall.remember(f"resp_{number}", S)
         recall.remember("resp_0", S)
+        recall.remember_answer(b"%d" % number, S)
     assert recall.session_of("resp_0") == S
     assert recall.session_of("resp_1") is None
+    assert recall.go_on_from(b"1") is None
+    assert recall.go_on_from(b"5") == S
     assert recall.session_of(f"resp_{module._MOST + 4}") == S
+
+
+def test_each_of_equal_answers_is_gone_on_from_once() -> None:
+    recall = Recall()
+    for number in range(1000):
+        recall.remember_answer(b"same", SessionId(f"s{number}"))
+    found = [recall.go_on_from(b"same") for _ in range(100)]
+    assert found[: module._MOST_ALIKE] == [f"s{999 - it}" for it in range(module._MOST_ALIKE)]
+    assert set(found[module._MOST_ALIKE :]) == {None}
+    recall.give_back(b"same", S)
+    recall.give_back(b"", S)
+    assert (recall.go_on_from(b"same"), recall.go_on_from(b"")) == (S, None)

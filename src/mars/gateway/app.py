@@ -82,7 +82,7 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
         async with upstream:
             yield
 
-    views, recall = _Views(desk, upstream), Recall()
+    views, recall = _Views(desk, upstream), Recall(infers=settings.infer_sessions)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
         lifespan=lifespan,

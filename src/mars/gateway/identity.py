@@ -17,6 +17,7 @@ import msgspec
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.gateway.recall import Recall
+from mars.gateway.thread import Asked, read_messages
 
 Headers = Sequence[tuple[bytes, bytes]]
 """As ASGI gives them: names in lower case."""
@@ -56,8 +57,8 @@ _FINAL_FIELDS: Final = (
     ("agent_hint", "last_step"),
     ("nvext", "agent_context", "session_final"),  # Dynamo
 )
-_HINTS: Final = (b"last_step", b"session_final")
-"""A body in which neither stands need not be read for _FINAL_FIELDS."""
+"""Read where the body is, because no header names the session: who sends such a header can send one
+of _FINAL."""
 
 
 class _Body(msgspec.Struct):
@@ -97,20 +98,33 @@ _FIELDS: Final = (
 _decoder = msgspec.json.Decoder(_Body)
 
 
+class _Talk(_Body):
+    messages: list[msgspec.Raw] | None = None
+
+
+_talk_decoder = msgspec.json.Decoder(_Talk)
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     session_id: SessionId | None
     """None: nothing names a session; the desk gives the request one of its own."""
     rule: str
-    """`header NAME`, `body FIELD`, or `none`."""
+    """`header NAME`, `body FIELD`, `messages` (it goes on from an answer), or `none`."""
     final: bool
     """The session ends with this request."""
     parent_id: SessionId | None = None
     """The session that started this one."""
     tenant: str = ""
     """Whose the session is; empty: nobody said."""
+    asked: Asked | None = None
+    """What is asked, where somebody may go on from the answer and nothing else tells who does."""
+    went_on_from: bytes = b""
+    """Key of the answer by which the session was found."""
 
 
-def identify(headers: Headers, body: bytes, recall: Recall | None = None) -> Identity:
+def identify(
+    headers: Headers, body: bytes, recall: Recall | None = None, tenant: str = ""
+) -> Identity:
     """`recall`: the answers given so far.
 
     Raises InputError when the id that is found cannot be one (too long, not printable).
@@ -124,17 +138,37 @@ def identify(headers: Headers, body: bytes, recall: Recall | None = None) -> Ide
             rule = f"header {name.decode()}"
             session_id = _checked(value.decode("utf-8", "surrogateescape"), rule)
             parent_id = _parent(name, given, body)
-            if parent_id == session_id:
-                parent_id = None
-            if not final and any(hint in body for hint in _HINTS):
-                final = _is_last(_fields(body))
-            return Identity(session_id=session_id, rule=rule, final=final, parent_id=parent_id)
-    fields = _fields(body)
+            return Identity(
+                session_id=session_id,
+                rule=rule,
+                final=final,
+                parent_id=None if parent_id == session_id else parent_id,
+                tenant=tenant,
+            )
+    return _of_body(body, recall, tenant, final=final)
+
+
+def _of_body(body: bytes, recall: Recall | None, tenant: str, *, final: bool) -> Identity:
+    fields = _talk(body) if recall and recall.infers else _fields(body)
+    final = final or _is_last(fields)
     rule, found = _named(fields, recall)
     if found:
         session_id = _checked(found, rule)
-        return Identity(session_id=session_id, rule=rule, final=final or _is_last(fields))
-    return Identity(session_id=None, rule="none", final=True)
+        return Identity(session_id=session_id, rule=rule, final=final, tenant=tenant)
+    nobody = Identity(session_id=None, rule="none", final=True, tenant=tenant)
+    if not (recall and isinstance(fields, _Talk) and fields.messages):
+        return nobody
+    asked = read_messages(fields.messages, tenant)
+    if (known := recall.go_on_from(asked.goes_on_from)) is None:
+        return nobody if final else msgspec.structs.replace(nobody, asked=asked)
+    return Identity(
+        session_id=known,
+        rule="messages",
+        final=final,
+        tenant=tenant,
+        asked=None if final else asked,
+        went_on_from=asked.goes_on_from,
+    )
 
 
 def tenant_of(headers: Headers, name: str) -> str:
@@ -159,6 +193,14 @@ def _fields(body: bytes) -> _Body:
         return _decoder.decode(body)
     except (ValueError, RecursionError):
         return _Body()  # not JSON: the engine says so better than we could
+
+
+def _talk(body: bytes) -> _Body:
+    """With the messages, as they are written; without, where they are no list."""
+    try:
+        return _talk_decoder.decode(body)
+    except (ValueError, RecursionError):
+        return _fields(body)
 
 
 def _named(fields: _Body, recall: Recall | None) -> tuple[str, str]:

@@ -10,16 +10,16 @@ import time
 from typing import Final
 
 import aiohttp
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError
 from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
-from mars.gateway.recall import Recall, ResponseHead
+from mars.gateway.recall import Reader, Recall, ResponseHead
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, SessionOverError
+from mars.gateway.thread import AnswerReader
 from mars.gateway.upstream import (
     FAILURES,
     Upstream,
@@ -59,7 +59,7 @@ class PassThrough:
             return None
 
     async def forward(
-        self, caller: Caller, body: bytes, own: dict[bytes, str], reader: ResponseHead | None = None
+        self, caller: Caller, body: bytes, own: dict[bytes, str], reader: Reader | None = None
     ) -> str:
         """Returns what went wrong, of which the client knows; empty when all went well.
 
@@ -83,7 +83,7 @@ class PassThrough:
             return why
 
     async def _relay(
-        self, caller: Caller, response: aiohttp.ClientResponse, reader: ResponseHead | None
+        self, caller: Caller, response: aiohttp.ClientResponse, reader: Reader | None
     ) -> str:
         streams = response.content_type == "text/event-stream"
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
@@ -100,7 +100,7 @@ class PassThrough:
             chunk = await content.readany()
             last = content.at_eof()
             if reader is not None and not why:
-                reader.read(chunk)
+                reader.read(chunk, last=last)
             await caller.write(chunk, last=last)
         return why
 
@@ -130,24 +130,30 @@ class GatedCall(PassThrough):
         except InputError as error:
             await caller.fail(400, "invalid_session_id", str(error))
             return
+        why = "it was not answered"
         with caller:
             try:
-                call = await self._enter(caller, identity, body)
-            except SessionOverError as error:
-                why = f"the session was ended while this request waited to enter: {error}"
-                if self._desk.stopped:
-                    await caller.fail(503, "gateway_stopped", why)
-                else:
-                    await caller.fail(410, "session_ended", why)
-                return
-            await self._run(caller, call, body)
+                why = await self._serve(caller, identity, body)
+            finally:
+                if why:
+                    self._recall.give_back(identity.went_on_from, identity.session_id)
+
+    async def _serve(self, caller: Caller, identity: Identity, body: bytes) -> str:
+        """Returns what went wrong, of which the client knows; empty when all went well."""
+        try:
+            call = await self._enter(caller, identity, body)
+        except SessionOverError as error:
+            why = f"the session was ended while this request waited to enter: {error}"
+            if self._desk.stopped:
+                await caller.fail(503, "gateway_stopped", why)
+            else:
+                await caller.fail(410, "session_ended", why)
+            return why
+        return await self._run(caller, call, body, self._reader(identity, call))
 
     def _identify(self, headers: Headers, body: bytes) -> Identity:
-        identity = identify(headers, body, self._recall)
-        if not self._set.tenant_header:
-            return identity
-        tenant = tenant_of(headers, self._set.tenant_header)
-        return msgspec.structs.replace(identity, tenant=tenant)
+        name = self._set.tenant_header
+        return identify(headers, body, self._recall, tenant_of(headers, name) if name else "")
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
@@ -161,10 +167,13 @@ class GatedCall(PassThrough):
             self._desk.names.expect(stay.session_id, call.call_id, time.monotonic())
         return call
 
-    async def _run(self, caller: Caller, call: Call, body: bytes) -> None:
+    def _reader(self, identity: Identity, call: Call) -> Reader | None:
+        if self._wire.answers_are_named:
+            return ResponseHead(self._recall, call.stay.session_id)
+        return AnswerReader(identity.asked, self._recall, call) if identity.asked else None
+
+    async def _run(self, caller: Caller, call: Call, body: bytes, reader: Reader | None) -> str:
         own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
-        named = self._wire.answers_are_named
-        reader = ResponseHead(self._recall, call.stay.session_id) if named else None
         why = "the gateway failed"
         try:
             why = await self.forward(caller, body, own, reader)
@@ -174,6 +183,7 @@ class GatedCall(PassThrough):
         finally:
             self._desk.names.close(call.stay.session_id, call.call_id, time.monotonic())
             self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
+        return why
 
 
 def _request_id(headers: Headers) -> str:
