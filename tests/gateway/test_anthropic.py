@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 import msgspec
 import pytest
-from anthropic.types import MessageParam
+from anthropic.types import Message, MessageParam
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
 from tests.gateway.scripted import JSON, STREAM, Engine, Exchange, closed_port, polite
 
@@ -75,6 +75,23 @@ async def test_a_stream(engine: Engine, rig: Rig) -> None:
     async with rig.anthropic("a").messages.stream(**HOW) as stream:
         assert await stream.get_final_text() == "Hello"
     assert (await rig.finished(1)).ok
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_an_id_a_talk_is_one_session(
+    engine: Engine, rig: Rig, *, stream: bool
+) -> None:
+    engine.script = says_hello
+    client, talk = rig.anthropic(None), [*ASK]
+    for _ in range(3):
+        if stream:
+            async with client.messages.stream(**HOW | {"messages": talk}) as events:
+                message: Message = await events.get_final_message()
+        else:
+            message = await client.messages.create(**HOW | {"messages": talk})
+        talk += [{"role": "assistant", "content": message.content}, *ASK]
+    assert len({it.session_id for it in rig.of(ev.CallQueued)}) == 1
+    assert [it.rule for it in rig.of(ev.SessionArrived)] == ["none", "messages"]
 
 
 async def test_tokens_are_counted_without_gate(engine: Engine, rig: Rig) -> None:

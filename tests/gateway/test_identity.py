@@ -18,9 +18,9 @@ HEADERS = (
     b"x-dynamo-session-id",
     b"x-claude-code-agent-id",
     b"x-claude-code-session-id",
+    b"thread-id",
     b"session-id",
     b"session_id",
-    b"thread-id",
     b"x-session-affinity",
     b"x-correlation-id",
     b"x-smg-routing-key",
@@ -192,6 +192,7 @@ def test_a_header_that_is_not_utf8_is_refused() -> None:
         (b"x-dynamo-session-id", b"x-dynamo-parent-session-id"),
         (b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"),
         (b"x-claude-code-agent-id", b"x-claude-code-session-id"),
+        (b"thread-id", b"x-codex-parent-thread-id"),
         (b"x-session-id", b"x-parent-session-id"),
     ],
 )

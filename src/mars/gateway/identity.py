@@ -34,9 +34,9 @@ _HEADERS: Final = (
     b"x-dynamo-session-id",
     b"x-claude-code-agent-id",  # a sub-agent
     b"x-claude-code-session-id",
-    b"session-id",  # Codex, these three
+    b"thread-id",  # Codex: the conversation, of a sub-agent its own
+    b"session-id",  # and that of the root, which all its sub-agents share
     b"session_id",
-    b"thread-id",
     b"x-session-affinity",  # OpenCode
     b"x-correlation-id",  # AIPerf
     b"x-smg-routing-key",
@@ -44,6 +44,7 @@ _HEADERS: Final = (
 _PARENTS: Final = (
     b"x-dynamo-parent-session-id",
     b"x-claude-code-parent-agent-id",
+    b"x-codex-parent-thread-id",
     b"x-parent-session-id",  # OpenCode
 )
 _OF_SUB_AGENTS: Final = {b"x-claude-code-agent-id": b"x-claude-code-session-id"}

@@ -5,7 +5,9 @@
     responses            the same                                event: response.failed
     messages             {"type": "error", "error": {...}}       event: error
 
-While a stream waits at the gate all of them read past SSE comments (`: queued`).
+While a stream waits at the gate it is sent SSE comments (`: queued`), which all of them read past.
+Events would also reset the idle time-outs of clients that count those (Codex), but one before
+`response.created` breaks others (the stream helper of `openai`).
 """
 
 from typing import Final
@@ -52,7 +54,7 @@ class Responses(Wire):
     def event(self, error: Error) -> bytes:
         """Codex looks into a failed `response`, openai's clients raise at any `error`."""
         failed = {"object": "response", "status": "failed", "error": _coded(error["error"])}
-        event = {"type": "response.failed", "response": failed, **error}
+        event = {"type": "response.failed", "sequence_number": 0, "response": failed, **error}
         return b"event: response.failed\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
