@@ -16,6 +16,14 @@ import msgspec
 
 _SAID_CHARS: Final = 2000
 
+_ANTHROPICS: Final = {
+    400: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Types of errors by HTTP status, as Anthropic documents them; others are an `api_error`."""
+
 Error = dict[str, object]
 """A JSON object with an `error` in it."""
 
@@ -62,8 +70,7 @@ class Messages(Wire):
     """Anthropic's."""
 
     def error(self, status: int, kind: str, message: str) -> Error:
-        known = {400: "invalid_request_error", 413: "request_too_large", 503: "overloaded_error"}
-        kind = known.get(status, "api_error")
+        kind = _ANTHROPICS.get(status, "api_error")
         return {"type": "error", "error": {"type": kind, "message": message}}
 
     def event(self, error: Error) -> bytes:
