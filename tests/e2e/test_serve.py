@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import anthropic
 import httpx
 import openai
 import psutil
 import pytest
+from anthropic.types import MessageParam
+from openai.types.responses import ResponseCompletedEvent
 from tests.e2e.conftest import Serve, Served
 
 from mars.bench.tiny import BLOCK_TOKENS, KV_BLOCKS
@@ -62,6 +65,67 @@ def test_an_unmodified_openai_client_chats_streams_and_lists_models(served: Serv
     assert plain.usage is not None
     assert plain.usage.completion_tokens == 8
     assert "".join(chunks) == plain.choices[0].message.content
+
+
+def test_an_unmodified_anthropic_client_talks_streams_and_counts(served: Served) -> None:
+    client = anthropic.Anthropic(
+        base_url=served.root, api_key="none", max_retries=0, timeout=60,
+        default_headers={"X-Session-ID": "messages"},
+    )  # fmt: skip
+    ask: list[MessageParam] = [{"role": "user", "content": "hello"}]
+    how: dict[str, Any] = {
+        "model": served.model, "max_tokens": 8, "extra_body": {"temperature": 0, "unknown": [1]},
+    }  # fmt: skip
+    plain = client.messages.create(messages=ask, **how)
+    with client.messages.stream(messages=ask, **how) as stream:
+        streamed = stream.get_final_text()
+    assert [it.text for it in plain.content if it.type == "text"] == [streamed]
+    assert client.messages.count_tokens(model=served.model, messages=ask).input_tokens > 0
+    with pytest.raises(anthropic.NotFoundError, match="does not exist"):
+        client.messages.create(messages=ask, model="another", max_tokens=8)
+    assert_accounted(served, "messages", [True, True, False])
+
+
+def test_responses_are_calls_of_their_session(served: Served) -> None:
+    client = served.client.with_options(default_headers={"X-Session-ID": "responses"})
+    how: dict[str, Any] = {"model": served.model, "max_output_tokens": 8, "temperature": 0}
+    plain = client.responses.create(input="hello", **how)
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.responses.create(input="hello", model="another")
+    *_, last = client.responses.create(input="hello", stream=True, **how)
+    assert isinstance(last, ResponseCompletedEvent)
+    assert last.response.output_text == plain.output_text
+    assert_accounted(served, "responses", [True, False, True])
+
+
+def test_a_client_without_an_id_is_one_session(served: Served) -> None:
+    messages: list[Any] = [{"role": "user", "content": "say something of your own"}]
+    for _ in range(3):
+        answer = served.client.chat.completions.create(
+            model=served.model, messages=messages, max_tokens=8, temperature=0,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        said = answer.choices[0].message
+        messages += [said.model_dump(exclude_none=True), {"role": "user", "content": "go on"}]
+
+    def found() -> list[ev.SessionArrived]:
+        arrived = [e for e in served.events() if isinstance(e, ev.SessionArrived)]
+        return [e for e in arrived if e.rule == "messages"]
+
+    eventually(lambda: bool(found()))
+    session = found()[0].session_id
+    eventually(lambda: len(facts(served, session, ev.CallServed)) == 3)
+    first, *more = facts(served, session, ev.CallServed)
+    assert all(it.prompt_tokens > first.prompt_tokens for it in more)
+
+
+def assert_accounted(served: Served, session: str, served_ones: list[bool]) -> None:
+    """The engine accounted for just these calls of the session, under the gateway's names."""
+    eventually(lambda: len(facts(served, session, ev.CallFinished)) == len(served_ones))
+    eventually(lambda: len(facts(served, session, ev.CallServed)) >= sum(served_ones))
+    queued = [e.call_id for e in facts(served, session, ev.CallQueued)]
+    accounted = [e.call_id for e in facts(served, session, ev.CallServed)]
+    assert accounted == [it for it, ok in zip(queued, served_ones, strict=True) if ok]
 
 
 def test_the_engines_own_error_passes_unchanged(served: Served) -> None:

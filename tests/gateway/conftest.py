@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 import uvloop
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -78,6 +79,16 @@ class Rig:
     def openai(self, session_id: str | None = "s") -> AsyncOpenAI:
         client = AsyncOpenAI(
             base_url=self.url + "/v1",
+            api_key="none",
+            max_retries=0,
+            default_headers={} if session_id is None else {"X-Session-ID": session_id},
+        )
+        self.clients.push_async_callback(client.close)
+        return client
+
+    def anthropic(self, session_id: str | None = "s") -> AsyncAnthropic:
+        client = AsyncAnthropic(
+            base_url=self.url,
             api_key="none",
             max_retries=0,
             default_headers={} if session_id is None else {"X-Session-ID": session_id},

@@ -10,21 +10,33 @@ from hypothesis import strategies as st
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.gateway.identity import Identity, identify
+from mars.gateway.recall import Recall
 
 HEADERS = (
+    b"x-litellm-session-id",
     b"x-session-id",
     b"x-dynamo-session-id",
     b"x-claude-code-agent-id",
     b"x-claude-code-session-id",
+    b"thread-id",
     b"session-id",
     b"session_id",
-    b"thread-id",
     b"x-session-affinity",
-    b"x-litellm-session-id",
     b"x-correlation-id",
     b"x-smg-routing-key",
 )
-FIELDS = ("session_id", "program_id", "job_id", "vllm_xargs.session_id", "prompt_cache_key")
+FIELDS = (
+    "session_id",
+    "program_id",
+    "job_id",
+    "agent_hint.session_id",
+    "nvext.agent_context.session_id",
+    "vllm_xargs.session_id",
+    "metadata.user_id",
+    "conversation",
+    "prompt_cache_key",
+    "previous_response_id",
+)
 
 
 def body(**fields: object) -> bytes:
@@ -32,9 +44,20 @@ def body(**fields: object) -> bytes:
 
 
 def named(field: str, value: object) -> dict[str, object]:
-    if field == "vllm_xargs.session_id":
-        return {"vllm_xargs": {"session_id": value, "other": 1}}
-    return {field: value}
+    outer, *inner = field.split(".")
+    if field == "metadata.user_id":
+        value = msgspec.json.encode({"device_id": "d", "session_id": value}).decode()
+    for name in reversed(inner):
+        value = {name: value, "other": 1}
+    return {outer: value}
+
+
+def remembering(*sessions: str) -> Recall:
+    """One whose responses are named as their sessions."""
+    recall = Recall()
+    for session in sessions:
+        recall.remember(session, SessionId(session))
+    return recall
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -52,13 +75,53 @@ def test_an_earlier_header_rule_wins(first: bytes, second: bytes) -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_names_the_session(field: str) -> None:
-    found = identify([], body(**named(field, "abc")))
+    found = identify([], body(**named(field, "abc")), remembering("abc"))
     assert found == Identity(session_id=SessionId("abc"), rule=f"body {field}", final=False)
 
 
 @pytest.mark.parametrize(("first", "second"), combinations(FIELDS, 2))
 def test_an_earlier_field_rule_wins(first: str, second: str) -> None:
-    assert identify([], body(**named(second, "2"), **named(first, "1"))).session_id == "1"
+    both = body(**named(second, "2"), **named(first, "1"))
+    assert identify([], both, remembering("1", "2")).session_id == "1"
+
+
+def test_a_response_that_nobody_remembers_names_no_session() -> None:
+    asked = body(previous_response_id="resp_1")
+    assert identify([], asked).rule == identify([], asked, remembering("resp_2")).rule == "none"
+
+
+@pytest.mark.parametrize(
+    "user_id", ["a person", "{no json", "[1]", "{}", '{"session_id": null}', 7, {"session_id": "a"}]
+)
+def test_a_user_is_no_session(user_id: object) -> None:
+    assert identify([], body(metadata={"user_id": user_id})).rule == "none"
+
+
+@pytest.mark.parametrize("conversation", ["abc", {"id": "abc"}])
+def test_a_conversation_of_responses_is_a_session(conversation: object) -> None:
+    assert identify([], body(conversation=conversation)).session_id == "abc"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"nvext": 1}, {"nvext": {"agent_context": [1]}}, {"metadata": 1}]
+)
+def test_what_has_another_shape_names_nothing(fields: dict[str, object]) -> None:
+    assert identify([], body(**fields)).rule == "none"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"last_step": True},
+        {"vllm_xargs": {"last_step": 1}},
+        {"vllm_xargs": {"last_step": "true"}},
+        {"agent_hint": {"last_step": True}},
+        {"nvext": {"agent_context": {"session_final": True}}},
+    ],
+)
+def test_a_hint_of_the_last_step_is_final(fields: dict[str, object]) -> None:
+    assert identify([], body(job_id="a", **fields)).final
+    assert not identify([], body(job_id="a", messages="last_step: true", last_step=0)).final
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -129,6 +192,7 @@ def test_a_header_that_is_not_utf8_is_refused() -> None:
         (b"x-dynamo-session-id", b"x-dynamo-parent-session-id"),
         (b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"),
         (b"x-claude-code-agent-id", b"x-claude-code-session-id"),
+        (b"thread-id", b"x-codex-parent-thread-id"),
         (b"x-session-id", b"x-parent-session-id"),
     ],
 )

@@ -4,8 +4,10 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anthropic
 import msgspec
 import pytest
+from anthropic import AsyncAnthropic
 from click.testing import CliRunner
 from openai import AsyncOpenAI, AuthenticationError
 from tests.gateway.conftest import CHAT, gateway
@@ -97,6 +99,17 @@ class TestDoor:
                 answer = await client.chat.completions.create(model="m", messages=[])
                 assert answer.choices[0].message.content == "Hello, world"
             assert rig.of(ev.SessionArrived)[0].tenant == "batch"
+
+    async def test_anthropic_s_client_reads_that_its_key_is_unknown(
+        self, engine: Engine, path: Path
+    ) -> None:
+        make_key(path, name="ci", tenant="", admin=False)
+        async with gateway(engine.url, ring=KeyRing(path)) as rig:
+            client = AsyncAnthropic(base_url=rig.url, api_key="none", max_retries=0)
+            rig.clients.push_async_callback(client.close)
+            with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+                await client.messages.create(model="m", max_tokens=1, messages=[])
+            assert engine.seen == []
 
     @pytest.mark.parametrize("engine_key", ["", "sk-engine"])
     async def test_the_engine_sees_its_own_key_and_never_a_client_s(

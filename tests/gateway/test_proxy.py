@@ -16,10 +16,13 @@ from mars.core.errors import InputError
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
 
+PATHS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages")
+"""Those through the gate."""
 ODD = b'{ "messages" : [],\r\n"caf\xc3\xa9":1.50, "unknown":{"a":[1e3]},"unknown":2 }\n'
 
 
-async def test_a_request_arrives_byte_by_byte(engine: Engine, rig: Rig) -> None:
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_request_arrives_byte_by_byte(engine: Engine, rig: Rig, path: str) -> None:
     headers = {
         "X-Session-ID": "s",
         "Authorization": "Bearer x",
@@ -29,10 +32,10 @@ async def test_a_request_arrives_byte_by_byte(engine: Engine, rig: Rig) -> None:
         "X-Hop": "for the gateway only",
         "TE": "trailers",
     }
-    url = URL(rig.url + CHAT + "?a=%2F&b", encoded=True)
+    url = URL(rig.url + path + "?a=%2F&b", encoded=True)
     await (await rig.http.post(url, data=ODD, headers=headers)).read()
     assert engine.last.method == "POST"
-    assert engine.last.target == CHAT + "?a=%2F&b"
+    assert engine.last.target == path + "?a=%2F&b"
     assert engine.last.body == ODD
     assert engine.last.header("authorization") == "Bearer x"
     assert engine.last.header("content-type") == "application/json; odd=1"
@@ -54,8 +57,10 @@ async def test_nothing_is_added_that_the_client_did_not_say(engine: Engine, rig:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 100_000, 3_000_000])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("headers", [{"X-Session-ID": "s"}, {}], ids=["named", "nameless"])
 async def test_bodies_of_every_size_pass_both_ways(
-    engine: Engine, rig: Rig, size_bytes: int
+    engine: Engine, rig: Rig, size_bytes: int, path: str, headers: dict[str, str]
 ) -> None:
     noise = random.Random(size_bytes).randbytes(size_bytes)
 
@@ -63,8 +68,7 @@ async def test_bodies_of_every_size_pass_both_ways(
         await exchange.answer(200, JSON, exchange.body)
 
     engine.script = echo
-    url, headers = rig.url + CHAT, {"X-Session-ID": "s"}
-    response = await rig.http.post(url, data=io.BytesIO(noise), headers=headers)
+    response = await rig.http.post(rig.url + path, data=io.BytesIO(noise), headers=headers)
     assert await response.read() == noise
     assert engine.last.body == noise
 
@@ -171,14 +175,15 @@ async def test_a_redirect_is_the_clients_to_follow(engine: Engine, rig: Rig) -> 
     assert (response.status, response.headers["location"]) == (307, "/elsewhere")
 
 
-async def test_the_engines_refusal_passes_unchanged(engine: Engine, rig: Rig) -> None:
+@pytest.mark.parametrize("path", PATHS)
+async def test_the_engines_refusal_passes_unchanged(engine: Engine, rig: Rig, path: str) -> None:
     refusal = b'{"error": {"message": "too long", "type": "BadRequestError", "code": 400}}'
 
     async def script(exchange: Exchange) -> None:
         await exchange.answer(400, JSON, refusal)
 
     engine.script = script
-    response = await rig.post("s", stream=True)
+    response = await rig.http.post(rig.url + path, json={"messages": [{}], "stream": True})
     assert response.status == 400
     assert await response.read() == refusal
     finished = await rig.finished(1)

@@ -82,9 +82,9 @@ def test_no_settings_are_the_defaults() -> None:
         ("chatcmpl-abc-12ab34cd", "abc"),
         ("chatcmpl-a-b-c-12ab34cd", "a-b-c"),
         ("cmpl-abc-0-12ab34cd", "abc"),
-        ("resp_abc-12ab34cd", "abc"),
+        ("resp_abc_0-12ab34cd", "resp_abc"),
         ("offline-7", "offline-7"),
     ],
 )
-def test_the_call_id_is_what_the_client_sent(request_id: str, call_id: str) -> None:
+def test_the_call_id_is_what_the_request_is_called(request_id: str, call_id: str) -> None:
     assert call_id_of(request_id) == call_id

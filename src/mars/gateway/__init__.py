@@ -1,1 +1,1 @@
-"""The gateway: an OpenAI-compatible proxy before vLLM that sees sessions."""
+"""The gateway: a proxy before vLLM, with OpenAI's and Anthropic's APIs, that sees sessions."""

@@ -1,6 +1,7 @@
 """The gateway's routes.
 
 POST /v1/chat/completions, /v1/completions   through the gate to the engine
+POST /v1/responses, /v1/messages             the same
 *    /v1/...                                 to the engine
 GET  /health                                 200 when the engine answers its own /health
 GET  /mars/status, /mars/sessions            what the gateway sees and decides
@@ -10,8 +11,9 @@ With `gateway.keys_file` a key is asked for first (mars.gateway.door).
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -27,8 +29,18 @@ from mars.gateway.desk import Desk
 from mars.gateway.door import Door, read_secret
 from mars.gateway.keys import KeyRing
 from mars.gateway.proxy import GatedCall, PassThrough
+from mars.gateway.recall import Recall
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
+from mars.gateway.wires import MESSAGES, OPENAI, RESPONSES, Wire
+
+_GATED: Final[Mapping[str, Wire]] = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/completions": OPENAI,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+}
+"""Paths of model calls; what is posted to others asks for no KV that a later call goes on from."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,17 +90,19 @@ def build_app(
         async with upstream:
             yield
 
-    views = _Views(desk, upstream)
-    gated = GatedCall(desk, upstream, settings)
+    views, recall = _Views(desk, upstream), Recall(infers=settings.infer_sessions)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
     app = Starlette(
         lifespan=lifespan,
         middleware=door,
         routes=[
-            Route("/v1/chat/completions", gated, methods=["POST"]),
-            Route("/v1/completions", gated, methods=["POST"]),
-            Route("/v1/{rest:path}", PassThrough(upstream, settings)),
+            *(
+                Route(path, GatedCall(desk, recall, upstream, settings, wire), methods=["POST"])
+                for path, wire in _GATED.items()
+            ),
+            Route("/v1/messages/{rest:path}", PassThrough(upstream, settings, MESSAGES)),
+            Route("/v1/{rest:path}", PassThrough(upstream, settings, OPENAI)),
             Route("/health", views.health),
             Route("/mars/status", views.status),
             Route("/mars/sessions", views.sessions),

@@ -1,9 +1,9 @@
 """The client's end of one request: its body, its answer or an error, and whether it is there.
 
-An error has the form of OpenAI's. It is told as far as HTTP still allows:
+An error has the form of the request's API (`wires`). It is told as far as HTTP still allows:
 
     nothing sent yet            a JSON answer with its status
-    an event stream has begun   `data: {"error": ...}`, then the end, without [DONE]
+    an event stream has begun   an event, then the end, without [DONE]
     another answer has begun    the connection is cut: a short answer must not look whole
 """
 
@@ -14,6 +14,8 @@ from typing import Final, Self
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
+
+from mars.gateway.wires import Error, Wire
 
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,16 +31,6 @@ class ClientGoneError(Exception):
     pass
 
 
-class ErrorText(msgspec.Struct, frozen=True, kw_only=True):
-    message: str
-    type: str
-    code: int
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: ErrorText
-
-
 class _Wish(msgspec.Struct):
     stream: object = False
 
@@ -52,7 +44,8 @@ class Caller:
     The context then ends quietly, with `gone` set.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, wire: Wire, scope: Scope, receive: Receive, send: Send) -> None:
+        self.wire = wire
         self.scope = scope
         self.gone = False
         self.begun = False
@@ -125,9 +118,9 @@ class Caller:
 
     async def fail(self, status: int, kind: str, message: str) -> None:
         """Tell an error, as the map above says. `message` says what to do about it."""
-        error = msgspec.json.encode(_ErrorBody(ErrorText(message=message, type=kind, code=status)))
+        error = self.wire.error(status, kind, message)
         if not self.begun:
-            await self.answer(status, error)
+            await self.answer(status, msgspec.json.encode(error))
         elif self.streams:
             await self.fail_stream(error)
         # else: the server cuts what returns unfinished
@@ -138,10 +131,10 @@ class Caller:
         await self.begin(status, headers)
         await self.write(body, last=True)
 
-    async def fail_stream(self, error: bytes) -> None:
-        """End a stream with `error`, a JSON object in one line, as an event of its own."""
+    async def fail_stream(self, error: Error) -> None:
+        """End a stream with `error` as an event of its own."""
         apart = b"" if self._tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
-        await self.write(apart + b"data: " + error + b"\n\n", last=True)
+        await self.write(apart + self.wire.event(error), last=True)
 
 
 def _asks_for_stream(body: bytes) -> bool:

@@ -22,6 +22,7 @@ from mars.core.decisions import Admit, Decision, Shut
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
+from mars.gateway.names import EngineNames
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, OtherTenantError, SessionOverError, Stay
 
@@ -56,6 +57,7 @@ class Desk:
         self.stopped = False
         self.lost = 0
         """Messages of other processes that never came."""
+        self.names = EngineNames()
         self._set = settings
         self._record = record
         self._publish = publish

@@ -50,7 +50,7 @@ class Ear:
             for event in islice(self._events, _BATCH):
                 taken += 1
                 if not isinstance(event, OWN):  # each fact has one source
-                    self._desk.emit(event)
+                    self._desk.emit(self._desk.names.ours(event))
         except ValueError:  # a message that is none of ours; it has ended the iterator
             self._garbled += 1
         self._desk.lost = self._subscriber.lost + self._garbled

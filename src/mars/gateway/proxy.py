@@ -6,10 +6,10 @@ piled up here.
 """
 
 import asyncio
+import time
 from typing import Final
 
 import aiohttp
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError
@@ -17,8 +17,10 @@ from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
 from mars.gateway.desk import Desk
 from mars.gateway.door import TENANT
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
+from mars.gateway.recall import Reader, Recall, ResponseHead
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, OtherTenantError, SessionOverError
+from mars.gateway.thread import AnswerReader
 from mars.gateway.upstream import (
     FAILURES,
     Upstream,
@@ -26,20 +28,21 @@ from mars.gateway.upstream import (
     response_headers,
     unreachable,
 )
+from mars.gateway.wires import Wire
 
 _FIRST_ERROR: Final = 400
-_SAID_CHARS: Final = 2000
 
 
 class PassThrough:
     """Endpoint: on to the engine and back, without gate or session."""
 
-    def __init__(self, upstream: Upstream, settings: GatewaySettings) -> None:
+    def __init__(self, upstream: Upstream, settings: GatewaySettings, wire: Wire) -> None:
         self._upstream = upstream
         self._set = settings
+        self._wire = wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(scope, receive, send)
+        caller = Caller(self._wire, scope, receive, send)
         body = await self._body(caller)
         if body is not None:
             with caller:
@@ -56,8 +59,13 @@ class PassThrough:
             await caller.fail(413, "request_too_large", f"{limit} (gateway setting `body_bytes`)")
             return None
 
-    async def forward(self, caller: Caller, body: bytes, own: dict[bytes, str]) -> str:
-        """Returns what went wrong, of which the client knows; empty when all went well."""
+    async def forward(
+        self, caller: Caller, body: bytes, own: dict[bytes, str], reader: Reader | None = None
+    ) -> str:
+        """Returns what went wrong, of which the client knows; empty when all went well.
+
+        `reader` is shown each chunk of an answer that is no error, before the client has it.
+        """
         scope = caller.scope
         target: str = scope["raw_path"].decode("latin-1")
         if scope["query_string"]:
@@ -66,7 +74,7 @@ class PassThrough:
         try:
             response = await self._upstream.send(scope["method"], target, headers, body)
             try:
-                return await self._relay(caller, response)
+                return await self._relay(caller, response, reader)
             finally:
                 response.release()  # closes the connection unless the answer was read to its end
         except FAILURES as error:
@@ -75,12 +83,14 @@ class PassThrough:
             await caller.fail(502, kind, why)
             return why
 
-    async def _relay(self, caller: Caller, response: aiohttp.ClientResponse) -> str:
+    async def _relay(
+        self, caller: Caller, response: aiohttp.ClientResponse, reader: Reader | None
+    ) -> str:
         streams = response.content_type == "text/event-stream"
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
         if caller.begun:  # as a stream, while it waited at the gate
             if why or not streams:
-                await caller.fail_stream(_in_one_line(response.status, await response.read()))
+                await caller.fail_stream(self._wire.retold(response.status, await response.read()))
                 return why or f"the engine answered a stream with {response.content_type}"
         else:
             caller.streams = streams
@@ -90,6 +100,8 @@ class PassThrough:
         while not last:
             chunk = await content.readany()
             last = content.at_eof()
+            if reader is not None and not why:
+                reader.read(chunk, last=last)
             await caller.write(chunk, last=last)
         return why
 
@@ -97,12 +109,20 @@ class PassThrough:
 class GatedCall(PassThrough):
     """Endpoint: a call of a session; waits at the gate until its session may enter."""
 
-    def __init__(self, desk: Desk, upstream: Upstream, settings: GatewaySettings) -> None:
-        super().__init__(upstream, settings)
+    def __init__(
+        self,
+        desk: Desk,
+        recall: Recall,
+        upstream: Upstream,
+        settings: GatewaySettings,
+        wire: Wire,
+    ) -> None:
+        super().__init__(upstream, settings, wire)
         self._desk = desk
+        self._recall = recall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(scope, receive, send)
+        caller = Caller(self._wire, scope, receive, send)
         body = await self._body(caller)
         if body is None:
             return
@@ -111,48 +131,66 @@ class GatedCall(PassThrough):
         except InputError as error:
             await caller.fail(400, "invalid_session_id", str(error))
             return
+        why = "it was not answered"
         with caller:
             try:
-                call = await self._enter(caller, identity, body)
-            except OtherTenantError as error:
-                await caller.fail(403, "session_of_another_tenant", str(error))
-                return
-            except SessionOverError as error:
-                why = f"the session was ended while this request waited to enter: {error}"
-                if self._desk.stopped:
-                    await caller.fail(503, "gateway_stopped", why)
-                else:
-                    await caller.fail(410, "session_ended", why)
-                return
-            await self._run(caller, call, body)
+                why = await self._serve(caller, identity, body)
+            finally:
+                if why:
+                    self._recall.give_back(identity.went_on_from, identity.session_id)
+
+    async def _serve(self, caller: Caller, identity: Identity, body: bytes) -> str:
+        """Returns what went wrong, of which the client knows; empty when all went well."""
+        try:
+            call = await self._enter(caller, identity, body)
+        except OtherTenantError as error:
+            await caller.fail(403, "session_of_another_tenant", str(error))
+            return str(error)
+        except SessionOverError as error:
+            why = f"the session was ended while this request waited to enter: {error}"
+            if self._desk.stopped:
+                await caller.fail(503, "gateway_stopped", why)
+            else:
+                await caller.fail(410, "session_ended", why)
+            return why
+        return await self._run(caller, call, body, self._reader(identity, call))
 
     def _identify(self, scope: Scope, body: bytes) -> Identity:
         headers: Headers = scope["headers"]
-        identity = identify(headers, body)
         tenant: str = scope.get(TENANT, "")
         if TENANT not in scope and self._set.tenant_header:
             tenant = tenant_of(headers, self._set.tenant_header)
-        return msgspec.structs.replace(identity, tenant=tenant) if tenant else identity
+        return identify(headers, body, self._recall, tenant)
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
-        return self._desk.call_started(
+        call = self._desk.call_started(
             stay,
             wanted=_request_id(caller.scope["headers"]),
             prompt_bytes=len(body),
             final=identity.final,
         )
+        if not self._wire.keeps_call_id:
+            self._desk.names.expect(stay.session_id, call.call_id, time.monotonic())
+        return call
 
-    async def _run(self, caller: Caller, call: Call, body: bytes) -> None:
+    def _reader(self, identity: Identity, call: Call) -> Reader | None:
+        if self._wire.answers_are_named:
+            return ResponseHead(self._recall, call.stay.session_id)
+        return AnswerReader(identity.asked, self._recall, call) if identity.asked else None
+
+    async def _run(self, caller: Caller, call: Call, body: bytes, reader: Reader | None) -> str:
         own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
         why = "the gateway failed"
         try:
-            why = await self.forward(caller, body, own)
+            why = await self.forward(caller, body, own, reader)
         except asyncio.CancelledError:
             why = "client disconnected" if caller.gone else "the gateway stopped"
             raise
         finally:
+            self._desk.names.close(call.stay.session_id, call.call_id, time.monotonic())
             self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
+        return why
 
 
 def _request_id(headers: Headers) -> str:
@@ -160,15 +198,3 @@ def _request_id(headers: Headers) -> str:
         if name == b"x-request-id":
             return value.decode("latin-1")
     return ""
-
-
-def _in_one_line(status: int, said: bytes) -> bytes:
-    """The engine's error as one line of JSON with an `error` in it."""
-    try:
-        known = msgspec.json.decode(said, type=dict[str, object])
-    except (ValueError, RecursionError):
-        known = {}
-    if not known.get("error"):
-        text = said[:_SAID_CHARS].decode("utf-8", "replace")
-        known = {"error": {"message": text, "type": "engine_error", "code": status}}
-    return msgspec.json.encode(known)

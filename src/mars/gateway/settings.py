@@ -31,3 +31,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     keepalive_s: Seconds = 10.0
     """A streaming request at the gate is sent an SSE comment this often, so that its client does
     not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""
+    infer_sessions: bool = True
+    """A request without any id goes on with the session whose answer it repeats (gateway.thread).
+    On, because agents without ids gain most from being known, no two conversations are ever taken
+    for one, and requests that name their session in a header pay nothing for it."""

@@ -12,17 +12,20 @@ from mars.core.ids import CallId, SessionId
 from mars.policy.base import CallView, Key, needed_by
 
 _MOST_SESSIONS: Final = 100_000
-_API_ID: Final = re.compile(r"^(?:chatcmpl|cmpl|resp|msg)[-_](.+?)(?:-\d+)?-[0-9a-f]{8}$")
+_API_ID: Final = re.compile(
+    r"^(?:(?:chatcmpl|cmpl)-(?P<ours>.+?)(?:-\d+)?|(?P<own>resp_.+)_\d+)-[0-9a-f]{8}$"
+)
 
 
 def call_id_of(request_id: str) -> CallId:
-    """The X-Request-Id that came with the HTTP request, out of vLLM's internal id.
+    """What the HTTP request is called, out of vLLM's internal id.
 
-    vLLM 0.32 makes `chatcmpl-<X-Request-Id>-<8 hex>`, for completions
-    `cmpl-<X-Request-Id>-<index of the prompt>-<8 hex>`.
+    vLLM 0.32 makes `chatcmpl-<X-Request-Id>-<8 hex>` (of Anthropic's messages, too), for
+    completions `cmpl-<X-Request-Id>-<index of the prompt>-<8 hex>`, and for responses, whose
+    X-Request-Id it does not read, `<id of the response>_<index of the request>-<8 hex>`.
     """
     match = _API_ID.match(request_id)
-    return CallId(match[1] if match else request_id)
+    return CallId(match["ours"] or match["own"] if match else request_id)
 
 
 @dataclass(slots=True)
