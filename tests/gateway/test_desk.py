@@ -123,7 +123,7 @@ async def test_the_timer_of_an_old_stay_does_not_end_the_next(free: Bench) -> No
     desk.end(A, "test")
     new = await free.enter("a")
     call = desk.call_started(new)
-    desk._end(old, "a timer that was about to fire")
+    desk._end(old, "a timer that was about to fire", "silence")
     assert desk.control.sessions[A].open_calls == 1
     desk.call_finished(call, ok=True)
     await until(lambda: not desk.control.sessions)

@@ -239,7 +239,7 @@ class ControlPlane:
         while ready := [c for c, parent_id in self._children.items() if parent_id in self._active]:
             for child_id in ready:
                 why = f"its parent {self._children[child_id]} is in, and waits for it"
-                let_in.append(Admit(session_id=child_id, why=why))
+                let_in.append(Admit(session_id=child_id, why=why, by="parent"))
                 self._admit(let_in[-1])
         return let_in
 

@@ -2,13 +2,14 @@
 
 import msgspec
 
-from mars.core.events import Limit
+from mars.core.events import Entry, Limit
 from mars.core.ids import SessionId, ToolId
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+    by: Entry = "admission"
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ Who stamps what (each fact has exactly one source):
 `at_s` is in seconds on the machine's monotonic clock, which all processes of a machine share.
 """
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -35,9 +35,14 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """Whose it is (core.tenants); empty: nobody said."""
 
 
+Entry = Literal["admission", "parent"]
+"""What let a session in, by kind: the policy's admission, or a parent that is in."""
+
+
 class SessionAdmitted(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+    by: Entry = "admission"
 
 
 class SessionPaused(Fact, frozen=True, kw_only=True):
@@ -49,6 +54,7 @@ class SessionPaused(Fact, frozen=True, kw_only=True):
 
 Limit = Literal["", "room in KV", "KV capacity unknown", "KV pressure", "tool pressure", "window"]
 """What keeps sessions out, by kind; empty: an admission that names none."""
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 
 class GateShut(Fact, frozen=True, kw_only=True):
@@ -124,6 +130,12 @@ class CallFinished(Fact, frozen=True, kw_only=True):
     ok: bool
     why: str = ""
     """Of a call that did not end well: what happened."""
+    gone: bool = False
+    """Its client cut it."""
+    status: int | None = None
+    """Of HTTP, as the client got it; None: it got none."""
+    first_byte_s: float | None = None
+    """Seconds from `CallQueued` to the first byte of the engine's answer; None: there was none."""
 
 
 class KvHeld(Fact, frozen=True, kw_only=True):
@@ -179,9 +191,15 @@ class ToolFinished(Fact, frozen=True, kw_only=True):
     why: Literal["ended", "timeout", "cancelled"] = "ended"
 
 
+End = Literal["final request", "asked for", "silence", "client gone", "client left", "stop"]
+"""What ended a session, by kind: `client gone` cut a call and did not come back; `client left` at
+the gate."""
+
+
 class SessionEnded(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+    by: End = "final request"
 
 
 class EngineSampled(Fact, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ POST /v1/chat/completions, /v1/completions   through the gate to the engine
 *    /v1/...                                 to the engine
 GET  /health                                 200 when the engine answers its own /health
 GET  /mars/status, /mars/sessions            what the gateway sees and decides
+GET  /metrics                                the same, counted, for Prometheus
 DELETE /mars/sessions/ID, POST /mars/sessions/ID/end
 """
 
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +23,8 @@ from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase
 from mars.gateway.desk import Desk
+from mars.gateway.gauges import Gauges
+from mars.gateway.metrics import Metrics
 from mars.gateway.proxy import GatedCall, PassThrough
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
@@ -70,7 +74,10 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
         async with upstream:
             yield
 
-    views = _Views(desk, upstream)
+    metrics, gauges = Metrics(), Gauges(desk)
+    metrics.registry.register(gauges)
+    desk.readers += [metrics.observe, gauges.observe]
+    views = _Views(desk, upstream, metrics)
     gated = GatedCall(desk, upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
@@ -80,6 +87,7 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
             Route("/v1/completions", gated, methods=["POST"]),
             Route("/v1/{rest:path}", PassThrough(upstream, settings)),
             Route("/health", views.health),
+            Route("/metrics", views.metrics),
             Route("/mars/status", views.status),
             Route("/mars/sessions", views.sessions),
             Route(session + "/end", views.end, methods=["POST"]),
@@ -91,14 +99,19 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
 
 
 class _Views:
-    def __init__(self, desk: Desk, upstream: Upstream) -> None:
+    def __init__(self, desk: Desk, upstream: Upstream, metrics: Metrics) -> None:
         self._desk = desk
         self._upstream = upstream
+        self._metrics = metrics
 
     async def health(self, _: Request) -> Response:
         if why := await self._upstream.sick():
             return _json({"status": "engine unreachable", "why": why}, 503)
         return _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"content-type": kind})
 
     async def status(self, _: Request) -> Response:
         control = self._desk.control

@@ -59,6 +59,9 @@ class Caller:
         """Status and headers are out."""
         self.streams = False
         """The answer that has begun is an event stream."""
+        self.status: int | None = None
+        self.first_byte_s: float | None = None
+        """When the first byte of the engine's answer came, on the machine's monotonic clock."""
         self._receive = receive
         self._send = send
         self._whole = False
@@ -106,7 +109,7 @@ class Caller:
         return self.gone and kind is asyncio.CancelledError
 
     async def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.begun = True
+        self.begun, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, chunk: bytes, *, last: bool) -> None:

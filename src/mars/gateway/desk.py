@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from mars.core import events as ev
@@ -50,6 +50,8 @@ class Desk:
         publish: Callable[[Sequence[ev.Event]], None],
     ) -> None:
         """`record` gets every fact, `publish` our own ones; neither may raise."""
+        self.readers = [record]
+        """Each is handed every fact; none may raise."""
         self.control = control
         self.faults = 0
         """Failures of the control plane: each let everybody in."""
@@ -57,7 +59,6 @@ class Desk:
         self.lost = 0
         """Messages of other processes that never came."""
         self._set = settings
-        self._record = record
         self._publish = publish
         self._stays: dict[SessionId, Stay] = {}
         self._orphans: dict[SessionId, set[Call]] = {}
@@ -90,7 +91,8 @@ class Desk:
         if stay.over:
             raise SessionOverError(stay.over)
         usable = _CALL_ID.fullmatch(wanted) and wanted not in self._in_flight
-        call = Call(CallId(wanted if usable else uuid4().hex), stay, final)
+        now_s = time.monotonic()
+        call = Call(CallId(wanted if usable else uuid4().hex), stay, final, now_s)
         self._in_flight.add(call.call_id)
         stay.stop_timer()
         stay.calls.add(call)
@@ -98,7 +100,7 @@ class Desk:
         stay.turn += 1
         self.emit(
             ev.CallQueued(
-                at_s=time.monotonic(),
+                at_s=now_s,
                 session_id=stay.session_id,
                 call_id=call.call_id,
                 turn=stay.turn,
@@ -107,14 +109,27 @@ class Desk:
         )
         return call
 
-    def call_finished(self, call: Call, *, ok: bool, why: str = "", gone: bool = False) -> None:
-        """Close a call. `gone`: its client cut it."""
+    def call_finished(
+        self,
+        call: Call,
+        *,
+        ok: bool,
+        why: str = "",
+        gone: bool = False,
+        status: int | None = None,
+        first_byte_s: float | None = None,
+    ) -> None:
+        """Close a call. `gone`: its client cut it. `first_byte_s`: when the answer's first came."""
         self._in_flight.discard(call.call_id)
         stay = call.stay
         stay.calls.discard(call)
         if stay.over and not stay.calls and not call.told:
             self._orphans.pop(stay.session_id, None)
-        self._tell_finished(call, ok=ok, why=why)
+        if first_byte_s is not None:
+            first_byte_s -= call.queued_s
+        self._tell_finished(
+            call, ok=ok, why=why, gone=gone, status=status, first_byte_s=first_byte_s
+        )
         stay.heard_s = time.monotonic()
         stay.final |= call.final
         stay.gone = gone
@@ -124,14 +139,14 @@ class Desk:
         """End a session, open calls or not; False when there is none of this id."""
         stay = self._stays.get(session_id)
         if stay is not None:
-            self._end(stay, why)
+            self._end(stay, why, "asked for")
         return stay is not None
 
     def close(self, why: str) -> None:
         """End all sessions, and let nobody in any more."""
         self.stopped = True
         for stay in list(self._stays.values()):
-            self._end(stay, why)
+            self._end(stay, why, "stop")
 
     def tick(self, now_s: float) -> None:
         """Let time open the gate while nothing happens."""
@@ -152,7 +167,8 @@ class Desk:
         while self._facts:
             fact = self._facts[0]
             decisions = self._ask(lambda: self.control.handle(fact))  # noqa: B023 asked at once
-            self._record(fact)
+            for read in self.readers:
+                read(fact)
             self._facts.extend(self._carry_out(decisions))
             match fact:
                 case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
@@ -255,13 +271,13 @@ class Desk:
     def _left(self, stay: Stay) -> None:
         """A client has left at the gate."""
         if not (stay.turn or stay.waiting):
-            self._end(stay, "client left at the gate")
+            self._end(stay, "client left at the gate", "client left")
             return
         if not stay.admitted:
             stay.gone, stay.heard_s = True, time.monotonic()
         self._settle(stay)
 
-    def _tell_finished(self, call: Call, *, ok: bool, why: str) -> None:
+    def _tell_finished(self, call: Call, *, ok: bool, why: str, **more: Any) -> None:
         if call.told:
             return
         call.told = True
@@ -272,6 +288,7 @@ class Desk:
                 call_id=call.call_id,
                 ok=ok,
                 why=why,
+                **more,
             )
         )
 
@@ -281,13 +298,14 @@ class Desk:
         if not stay.quiet:
             return
         if stay.final:
-            self._end(stay, "its final request is answered")
+            self._end(stay, "its final request is answered", "final request")
         else:
             end_s, why = stay.ends(self._set)
             delay_s = max(0.0, end_s - time.monotonic())
-            stay.timer = asyncio.get_running_loop().call_later(delay_s, self._end, stay, why)
+            by: ev.End = "client gone" if stay.gone else "silence"
+            stay.timer = asyncio.get_running_loop().call_later(delay_s, self._end, stay, why, by)
 
-    def _end(self, stay: Stay, why: str) -> None:
+    def _end(self, stay: Stay, why: str, by: ev.End) -> None:
         if stay.over:
             return
         stay.over = why
@@ -295,7 +313,8 @@ class Desk:
         del self._stays[stay.session_id]
         if stay.calls:
             self._orphans[stay.session_id] = set(stay.calls)
-        self.emit(ev.SessionEnded(at_s=time.monotonic(), session_id=stay.session_id, why=why))
+        now_s = time.monotonic()
+        self.emit(ev.SessionEnded(at_s=now_s, session_id=stay.session_id, why=why, by=by))
         stay.wake()
         if (parent := stay.parent) is not None:
             parent.children -= 1

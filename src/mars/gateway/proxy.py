@@ -6,6 +6,7 @@ piled up here.
 """
 
 import asyncio
+import time
 from typing import Final
 
 import aiohttp
@@ -88,6 +89,8 @@ class PassThrough:
         last = False
         while not last:
             chunk = await content.readany()
+            if caller.first_byte_s is None:
+                caller.first_byte_s = time.monotonic()
             last = content.at_eof()
             await caller.write(chunk, last=last)
         return why
@@ -147,7 +150,14 @@ class GatedCall(PassThrough):
             why = "client disconnected" if caller.gone else "the gateway stopped"
             raise
         finally:
-            self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
+            self._desk.call_finished(
+                call,
+                ok=not why,
+                why=why,
+                gone=caller.gone,
+                status=caller.status,
+                first_byte_s=caller.first_byte_s,
+            )
 
 
 def _request_id(headers: Headers) -> str:

@@ -57,7 +57,9 @@ class Stay:
                 if self.admitted:
                     return None
                 self.admitted, self.away = True, False
-                return ev.SessionAdmitted(at_s=now_s, session_id=self.session_id, why=decision.why)
+                return ev.SessionAdmitted(
+                    at_s=now_s, session_id=self.session_id, why=decision.why, by=decision.by
+                )
             case Pause():
                 self.admitted, self.away = False, True
                 return ev.SessionPaused(at_s=now_s, session_id=self.session_id, why=decision.why)
@@ -113,5 +115,7 @@ class Call:
     stay: Stay
     final: bool
     """Its session ends with it."""
+    queued_s: float
+    """When it was handed to the engine, on the machine's monotonic clock."""
     told: bool = False
     """CallFinished has been emitted."""

@@ -192,7 +192,10 @@ class Simulation:
                     play.is_admitted = True
                     self._tell(
                         ev.SessionAdmitted(
-                            at_s=now_s, session_id=decision.session_id, why=decision.why
+                            at_s=now_s,
+                            session_id=decision.session_id,
+                            why=decision.why,
+                            by=decision.by,
                         )
                     )
                 case Pause():
