@@ -24,8 +24,9 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.window import WindowSettings
-from mars.gateway.app import SessionRow, Status, build_app
+from mars.gateway.app import Status, build_app
 from mars.gateway.desk import Desk
+from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling, build_admission
 

@@ -9,6 +9,7 @@ DELETE /mars/sessions/ID, POST /mars/sessions/ID/end
 """
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,11 +22,11 @@ from starlette.routing import Route
 
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
-from mars.core.session import Phase
 from mars.gateway.desk import Desk
 from mars.gateway.gauges import Gauges
 from mars.gateway.metrics import Metrics
 from mars.gateway.proxy import GatedCall, PassThrough
+from mars.gateway.roster import Roster
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
 
@@ -40,7 +41,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     gated: int
     paused: int
     """Sent back, and not yet at the gate again."""
+    phases: dict[str, int]
+    """How many sessions are in each phase; those without any are left out."""
     pressure: Pressure
+    engine_sample_age_s: float | None
+    """Since the engine's newest sample; None: it was never heard (one without our plugin)."""
+    tools_sample_age_s: float | None
     tool_controls: str
     """What holds commands to their leases, as the tool server says; empty: none was heard."""
     late: int
@@ -49,17 +55,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Messages of other processes that never came."""
     faults: int
     """Failures of the control plane; each let everybody in."""
-
-
-class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
-    session_id: SessionId
-    phase: str
-    phase_s: float
-    """Since when it has been in this phase, in seconds before now."""
-    turn: int
-    context_tokens: int
-    why: str
-    """Why it waits at the gate; empty past it."""
 
 
 def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starlette:
@@ -74,10 +69,10 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
         async with upstream:
             yield
 
-    metrics, gauges = Metrics(), Gauges(desk)
+    metrics, gauges, roster = Metrics(), Gauges(desk), Roster()
     metrics.registry.register(gauges)
-    desk.readers += [metrics.observe, gauges.observe]
-    views = _Views(desk, upstream, metrics)
+    desk.readers += [metrics.observe, gauges.observe, roster.observe]
+    views = _Views(desk, upstream, metrics, roster)
     gated = GatedCall(desk, upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
@@ -99,8 +94,9 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
 
 
 class _Views:
-    def __init__(self, desk: Desk, upstream: Upstream, metrics: Metrics) -> None:
+    def __init__(self, desk: Desk, upstream: Upstream, metrics: Metrics, roster: Roster) -> None:
         self._desk = desk
+        self._roster = roster
         self._upstream = upstream
         self._metrics = metrics
 
@@ -114,7 +110,8 @@ class _Views:
         return Response(encode(self._metrics.registry), headers={"content-type": kind})
 
     async def status(self, _: Request) -> Response:
-        control = self._desk.control
+        control, now_s = self._desk.control, time.monotonic()
+        pressure = control.pressure
         return _json(
             Status(
                 window=control.window,
@@ -123,7 +120,10 @@ class _Views:
                 active=control.active,
                 gated=len(control.sessions) - control.active - control.paused,
                 paused=control.paused,
-                pressure=control.pressure,
+                phases=Counter(session.phase.value for session in control.sessions.values()),
+                pressure=pressure,
+                engine_sample_age_s=_since(pressure.engine_at_s, now_s),
+                tools_sample_age_s=_since(pressure.tools_at_s, now_s),
                 tool_controls=control.tool_controls,
                 late=control.late,
                 lost=self._desk.lost,
@@ -132,25 +132,18 @@ class _Views:
         )
 
     async def sessions(self, _: Request) -> Response:
-        control, now_s = self._desk.control, time.monotonic()
-        rows = [
-            SessionRow(
-                session_id=session.session_id,
-                phase=session.phase.value,
-                phase_s=now_s - session.since_s,
-                turn=session.turn,
-                context_tokens=session.context_tokens,
-                why=control.why_not if session.phase is Phase.GATED else "",
-            )
-            for session in control.sessions.values()
-        ]
-        return _json(rows)
+        rows = self._roster.rows(self._desk.control, time.monotonic())
+        return _json(list(rows))
 
     async def end(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         if self._desk.end(session_id, "ended by request"):
             return _json({"ended": session_id})
         return _json({"error": f"no session {session_id!r} is here"}, 404)
+
+
+def _since(at_s: float | None, now_s: float) -> float | None:
+    return None if at_s is None else now_s - at_s
 
 
 def _json(value: object, status: int = 200) -> Response:
