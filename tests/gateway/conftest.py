@@ -33,7 +33,7 @@ from mars.policy.presets import Scheduling, build_admission
 T = TypeVar("T", bound=ev.Fact)
 
 CHAT = "/v1/chat/completions"
-ONE_AT_A_TIME = Scheduling(policy="mars-aimd", window=WindowSettings(first=1, blind_s=1e6))
+ONE_AT_A_TIME = Scheduling(policy="mars-aimd", window=WindowSettings(first=1))
 """With the engine's KV full, as `gateway` reports it then: the window stays at one session."""
 
 

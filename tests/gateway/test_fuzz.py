@@ -21,7 +21,7 @@ from mars.policy.presets import Scheduling
 
 SESSIONS = 300
 SETTINGS = GatewaySettings(idle_s=0.1, gone_s=0.02, keepalive_s=0.01)
-FEW = Scheduling(policy="mars-aimd", window=WindowSettings(first=16, least=16, blind_s=1e6))
+FEW = Scheduling(policy="mars-aimd", window=WindowSettings(first=16, least=16))
 """With the engine's KV full: 16 at a time."""
 
 

@@ -150,6 +150,8 @@ class _Room:
             case ev.GateShut():
                 self.sign = event
                 self.shut.append(_shut(event.at_s, event))
+            case ev.FailOpenChanged():
+                self.sign = None
             case _ if event.session_id == self.besides:
                 pass
             case ev.SessionArrived():

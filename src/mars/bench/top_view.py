@@ -72,6 +72,8 @@ def _has(status: Status, phase: Phase) -> bool:
 
 
 def _gate(status: Status) -> Text:
+    if status.fail_open:
+        return Text(f"gate: open for all ({status.fail_open})", "bold red")
     if status.gated:
         return Text(f"gate: {status.gated} wait: {status.why_not}", "yellow")
     return Text("gate: nobody waits", "green")

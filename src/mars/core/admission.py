@@ -3,15 +3,24 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
+
+
+class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds at the gate whatever the admission."""
+
+    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    """An engine with open calls that tells nothing for so long is not seen any more: the gate is
+    open until it is heard again (core.failsafe). It tells several times a second when it can."""
 
 
 class GatedView(msgspec.Struct, frozen=True, kw_only=True):

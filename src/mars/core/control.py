@@ -16,15 +16,17 @@ what it returns; neither holds any rule of its own. The shell's own facts must b
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
 """
 
+from math import inf
 from typing import Final, assert_never
 
 import msgspec
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GatedView
+from mars.core.admission import Admission, GatedView, GateSettings
 from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.estimate import Newcomers
+from mars.core.failsafe import Failsafe
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
@@ -42,10 +44,14 @@ _MAY_OPEN: Final = (
 )
 """Facts after which the gate is asked about: the others tell it nothing new."""
 
+UNBOUNDED: Final = GateSettings(blind_s=inf)
+"""Of an engine that cannot go missing."""
+
 
 class ControlPlane:
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, gate: GateSettings = UNBOUNDED) -> None:
         self._admission = admission
+        self.failsafe = Failsafe(gate.blind_s)
         self._gate: dict[SessionId, GatedView] = {}
         self._children: dict[SessionId, SessionId] = {}
         """Those at the gate that have a parent, and it."""
@@ -77,6 +83,11 @@ class ControlPlane:
         """How often the shell should call `tick`; None: never."""
         return self._admission.tick_s
 
+    @property
+    def watch_s(self) -> float | None:
+        """How often the shell should call `watch`: what comes by time is seen a tenth late."""
+        return self.failsafe.blind_s / 10 if self.failsafe.blind_s < inf else None
+
     def handle(self, event: ev.Event) -> list[Decision]:
         match event:
             case ev.SessionArrived() | ev.SessionReturned():
@@ -104,7 +115,7 @@ class ControlPlane:
                 self._hear(event)
             case ev.EngineSampled() | ev.ToolsSampled():
                 self._sample(event)
-            case ev.GateShut():
+            case ev.GateShut() | ev.FailOpenChanged():
                 pass  # our own word
             case _:
                 assert_never(event)
@@ -114,6 +125,11 @@ class ControlPlane:
     def tick(self, now_s: float) -> list[Decision]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""
         return self._open_gate(now_s)
+
+    def watch(self, now_s: float) -> list[Decision]:
+        """See what comes by time alone: that nothing is heard."""
+        changed = self.failsafe.look(self.pressure, now_s)
+        return [*changed, *self._open_gate(now_s)] if changed else []
 
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
@@ -216,9 +232,12 @@ class ControlPlane:
         self._context_tokens -= session.context_tokens
 
     def _open_gate(self, now_s: float) -> list[Decision]:
+        changed = self.failsafe.look(self.pressure, now_s)
+        if self.failsafe.cause:
+            return [*changed, *self._let_all_in(self.failsafe.cause)]
         if not (self._gate or self._admission.steers):
             self._sign.clear()
-            return []
+            return [*changed]
         family = self._let_children_in() if self._children else []
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
@@ -232,7 +251,18 @@ class ControlPlane:
             family += self._let_children_in()
             self._foresee()
         shut = self._sign.say(verdict, len(self._gate), now_s)
-        return [*verdict.admit, *family, *verdict.pause, *shut]
+        return [*changed, *verdict.admit, *family, *verdict.pause, *shut]
+
+    def _let_all_in(self, by: ev.Entry) -> list[Admit]:
+        why = f"{self.failsafe.why}: the gate is open"
+        let_in = [Admit(session_id=session_id, why=why, by=by) for session_id in self._gate]
+        for admit in let_in:
+            self._admit(admit)
+        if let_in:
+            self._foresee()
+        self._sign.clear()
+        self.window, self.why_not = None, ""
+        return let_in
 
     def _let_children_in(self) -> list[Admit]:
         let_in: list[Admit] = []

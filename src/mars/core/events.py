@@ -6,7 +6,7 @@ Handlers switch on `Event` with `match`, and mypy proves that no case was forgot
 Who stamps what (each fact has exactly one source):
 
     gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
-    gateway       CallQueued CallFinished GateShut
+    gateway       CallQueued CallFinished GateShut FailOpenChanged
     engine        CallStarted CallPreempted CallServed KvHeld KvDropped KvReleased EngineSampled
     tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
 
@@ -35,8 +35,11 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """Whose it is (core.tenants); empty: nobody said."""
 
 
-Entry = Literal["admission", "parent"]
-"""What let a session in, by kind: the policy's admission, or a parent that is in."""
+Outage = Literal["", "no samples", "fault"]
+"""What makes the control plane unable to judge (core.failsafe); empty: nothing."""
+OUTAGES: Final[tuple[Outage, ...]] = get_args(Outage)[1:]
+Entry = Literal["admission", "parent", "no samples", "fault"]
+"""What let a session in, by kind: the policy's admission, a parent that is in, or an outage."""
 
 
 class SessionAdmitted(Fact, frozen=True, kw_only=True):
@@ -67,6 +70,14 @@ class GateShut(Fact, frozen=True, kw_only=True):
     why: str
     waiting: int
     """Sessions at the gate."""
+
+
+class FailOpenChanged(Fact, frozen=True, kw_only=True):
+    """From now on the gate is open for all, or it is one again."""
+
+    cause: Outage
+    """Why it is open; empty: it is a gate again."""
+    why: str
 
 
 class SessionReturned(Fact, frozen=True, kw_only=True):
@@ -236,4 +247,16 @@ SessionEvent = (
     | ToolEvent
     | SessionEnded
 )
-Event = SessionEvent | GateShut | EngineSampled | ToolsSampled
+Event = SessionEvent | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
+OfGateway = (
+    SessionArrived
+    | SessionAdmitted
+    | SessionPaused
+    | SessionReturned
+    | CallQueued
+    | CallFinished
+    | SessionEnded
+    | GateShut
+    | FailOpenChanged
+)
+"""The facts of which the gateway is the source."""

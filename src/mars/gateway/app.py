@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mars.core.events import Outage
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.gateway.desk import Desk
@@ -55,6 +56,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Messages of other processes that never came."""
     faults: int
     """Failures of the control plane; each let everybody in."""
+    fail_open: Outage
+    """Why the gate is open for all (core.failsafe); empty: it is not."""
 
 
 def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starlette:
@@ -128,6 +131,7 @@ class _Views:
                 late=control.late,
                 lost=self._desk.lost,
                 faults=self._desk.faults,
+                fail_open=control.failsafe.cause,
             )
         )
 

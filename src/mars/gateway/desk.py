@@ -18,24 +18,12 @@ from uuid import uuid4
 
 from mars.core import events as ev
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Decision, Shut
+from mars.core.decisions import Admit, Decision, FailOpen, Shut, said
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import Call, SessionOverError, Stay
-
-OWN: Final = (
-    ev.SessionArrived
-    | ev.SessionAdmitted
-    | ev.SessionPaused
-    | ev.SessionReturned
-    | ev.CallQueued
-    | ev.CallFinished
-    | ev.SessionEnded
-    | ev.GateShut
-)
-"""The facts of which the gateway is the source."""
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -152,6 +140,10 @@ class Desk:
         """Let time open the gate while nothing happens."""
         self.emit(*self._carry_out(self._ask(lambda: self.control.tick(now_s))))
 
+    def watch(self, now_s: float) -> None:
+        """Let time show that nothing is heard any more."""
+        self.emit(*self._carry_out(self._ask(lambda: self.control.watch(now_s))))
+
     def emit(self, *facts: ev.Event) -> None:
         """Tell facts, and those that the decisions taken on them turn into."""
         is_telling = bool(self._facts)
@@ -180,7 +172,7 @@ class Desk:
                         stay.wake()
                 case _:
                     pass
-            if isinstance(fact, OWN):
+            if isinstance(fact, ev.OfGateway):
                 own.append(fact)
             self._facts.popleft()
         if own:
@@ -198,7 +190,9 @@ class Desk:
                 print("mars: the control plane failed, the gate is open:", file=sys.stderr)  # noqa: T201
                 traceback.print_exception(error)
             why = f"the control plane failed: {error!r}"
-            return [Admit(session_id=session_id, why=why) for session_id in self._stays]
+            opened = self.control.failsafe.fault(error, time.monotonic())
+            everybody = [Admit(session_id=it, why=why, by="fault") for it in self._stays]
+            return [*opened, *everybody]
 
     def _carry_out(self, decisions: Sequence[Decision]) -> list[ev.Event]:
         return [fact for decision in decisions if (fact := self._fact_of(decision))]
@@ -206,10 +200,8 @@ class Desk:
     def _fact_of(self, decision: Decision) -> ev.Event | None:
         """What the decision is now; None: it changes nothing."""
         now_s = time.monotonic()
-        if isinstance(decision, Shut):
-            return ev.GateShut(
-                at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
-            )
+        if isinstance(decision, Shut | FailOpen):
+            return said(decision, now_s)
         stay = self._stays.get(decision.session_id)
         return None if stay is None else stay.obey(decision, now_s)
 

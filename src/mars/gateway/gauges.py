@@ -90,6 +90,12 @@ class Gauges(Collector):
 
     def _of_ourselves(self) -> Iterator[Metric]:
         desk = self._desk
+        opened = GaugeMetricFamily(
+            "mars_fail_open", "1: the gate is open for all, for this cause.", labels=["cause"]
+        )
+        for cause in ev.OUTAGES:
+            opened.add_metric([cause], desk.control.failsafe.cause == cause)
+        yield opened
         for name, text, count in (
             ("mars_control_faults", "Failures of the control plane.", desk.faults),
             ("mars_late_facts", "Facts that came too late to matter.", desk.control.late),

@@ -18,7 +18,7 @@ import msgspec
 from mars.core import events as ev
 from mars.core.admission import Open
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Decision, Pause, Shut
+from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId
 from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
 from mars.sim.agenda import Agenda
@@ -177,12 +177,8 @@ class Simulation:
 
     def _carry_out(self, decisions: Sequence[Decision], now_s: float) -> None:
         for decision in decisions:
-            if isinstance(decision, Shut):
-                self._tell(
-                    ev.GateShut(
-                        at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
-                    )
-                )
+            if isinstance(decision, Shut | FailOpen):
+                self._tell(said(decision, now_s))
                 continue
             play = self._agents.plays[decision.session_id]
             if play.is_over:  # its end is already on its way
