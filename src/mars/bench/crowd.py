@@ -152,6 +152,8 @@ class _Room:
                 self.shut.append(_shut(event.at_s, event))
             case ev.FailOpenChanged():
                 self.sign = None
+            case ev.SessionRefused():
+                pass
             case _ if event.session_id == self.besides:
                 pass
             case ev.SessionArrived():

@@ -22,7 +22,7 @@ from typing import Final, assert_never
 import msgspec
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GatedView, GateSettings
+from mars.core.admission import Admission, GatedView, GateSettings, overdue
 from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.estimate import Newcomers
@@ -51,6 +51,7 @@ UNBOUNDED: Final = GateSettings(blind_s=inf)
 class ControlPlane:
     def __init__(self, admission: Admission, gate: GateSettings = UNBOUNDED) -> None:
         self._admission = admission
+        self._bounds = gate
         self.failsafe = Failsafe(gate.blind_s)
         self._gate: dict[SessionId, GatedView] = {}
         self._children: dict[SessionId, SessionId] = {}
@@ -75,6 +76,10 @@ class ControlPlane:
         return len(self._active)
 
     @property
+    def gated(self) -> int:
+        return len(self._gate)
+
+    @property
     def paused(self) -> int:
         return len(self._paused)
 
@@ -86,7 +91,8 @@ class ControlPlane:
     @property
     def watch_s(self) -> float | None:
         """How often the shell should call `watch`: what comes by time is seen a tenth late."""
-        return self.failsafe.blind_s / 10 if self.failsafe.blind_s < inf else None
+        bound_s = min(self._bounds.blind_s, self._bounds.wait_s or inf)
+        return bound_s / 10 if bound_s < inf else None
 
     def handle(self, event: ev.Event) -> list[Decision]:
         match event:
@@ -115,7 +121,7 @@ class ControlPlane:
                 self._hear(event)
             case ev.EngineSampled() | ev.ToolsSampled():
                 self._sample(event)
-            case ev.GateShut() | ev.FailOpenChanged():
+            case ev.SessionRefused() | ev.GateShut() | ev.FailOpenChanged():
                 pass  # our own word
             case _:
                 assert_never(event)
@@ -127,9 +133,10 @@ class ControlPlane:
         return self._open_gate(now_s)
 
     def watch(self, now_s: float) -> list[Decision]:
-        """See what comes by time alone: that nothing is heard."""
-        changed = self.failsafe.look(self.pressure, now_s)
-        return [*changed, *self._open_gate(now_s)] if changed else []
+        """See what comes by time alone: that nothing is heard, or somebody has waited too long."""
+        if changed := self.failsafe.look(self.pressure, now_s):
+            return [*changed, *self._open_gate(now_s)]
+        return [*self._let_in(list(overdue(self._gate.values(), self._bounds, now_s)))]
 
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
@@ -149,6 +156,7 @@ class ControlPlane:
             session_id=session_id,
             arrived_s=event.at_s,
             prompt_bytes=event.prompt_bytes,
+            patience_s=event.patience_s,
             context_tokens=session.context_tokens,
             returning=returning,
             parent_id=session.parent_id,
@@ -234,7 +242,7 @@ class ControlPlane:
     def _open_gate(self, now_s: float) -> list[Decision]:
         changed = self.failsafe.look(self.pressure, now_s)
         if self.failsafe.cause:
-            return [*changed, *self._let_all_in(self.failsafe.cause)]
+            return [*changed, *self._let_all_in(self.failsafe)]
         if not (self._gate or self._admission.steers):
             self._sign.clear()
             return [*changed]
@@ -253,16 +261,21 @@ class ControlPlane:
         shut = self._sign.say(verdict, len(self._gate), now_s)
         return [*changed, *verdict.admit, *family, *verdict.pause, *shut]
 
-    def _let_all_in(self, by: ev.Entry) -> list[Admit]:
-        why = f"{self.failsafe.why}: the gate is open"
-        let_in = [Admit(session_id=session_id, why=why, by=by) for session_id in self._gate]
-        for admit in let_in:
-            self._admit(admit)
-        if let_in:
-            self._foresee()
-        self._sign.clear()
+    def _let_all_in(self, outage: Failsafe) -> list[Admit]:
+        """Everybody at the gate, for a cause that is not empty."""
+        assert outage.cause  # noqa: S101 mypy cannot see that the caller has asked
         self.window, self.why_not = None, ""
-        return let_in
+        self._sign.clear()
+        why, by = f"{outage.why}: the gate is open", outage.cause
+        return self._let_in([Admit(session_id=it, why=why, by=by) for it in self._gate])
+
+    def _let_in(self, admits: list[Admit]) -> list[Admit]:
+        """Whatever the admission would say."""
+        for admit in admits:
+            self._admit(admit)
+        if admits:
+            self._foresee()
+        return admits
 
     def _let_children_in(self) -> list[Admit]:
         let_in: list[Admit] = []

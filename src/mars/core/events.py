@@ -6,7 +6,7 @@ Handlers switch on `Event` with `match`, and mypy proves that no case was forgot
 Who stamps what (each fact has exactly one source):
 
     gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
-    gateway       CallQueued CallFinished GateShut FailOpenChanged
+    gateway       CallQueued CallFinished GateShut FailOpenChanged SessionRefused
     engine        CallStarted CallPreempted CallServed KvHeld KvDropped KvReleased EngineSampled
     tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
 
@@ -29,6 +29,8 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     rule: str = ""
     """Which rule of `gateway.identity` named the session."""
     prompt_bytes: int = 0
+    patience_s: float | None = None
+    """So long after this its client gives up; None: it has not told."""
     parent_id: SessionId | None = None
     """The session that started this one, and waits for it (core.family)."""
     tenant: str = ""
@@ -38,8 +40,9 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
 Outage = Literal["", "no samples", "fault"]
 """What makes the control plane unable to judge (core.failsafe); empty: nothing."""
 OUTAGES: Final[tuple[Outage, ...]] = get_args(Outage)[1:]
-Entry = Literal["admission", "parent", "no samples", "fault"]
-"""What let a session in, by kind: the policy's admission, a parent that is in, or an outage."""
+Entry = Literal["admission", "parent", "overdue", "no samples", "fault"]
+"""What let a session in, by kind: the policy's admission, a parent that is in, the longest wait, or
+an outage."""
 
 
 class SessionAdmitted(Fact, frozen=True, kw_only=True):
@@ -72,6 +75,15 @@ class GateShut(Fact, frozen=True, kw_only=True):
     """Sessions at the gate."""
 
 
+class SessionRefused(Fact, frozen=True, kw_only=True):
+    """It came when the queue at the gate was full, and was told to come again."""
+
+    session_id: SessionId
+    waiting: int
+    """Sessions at the gate."""
+    retry_after_s: int
+
+
 class FailOpenChanged(Fact, frozen=True, kw_only=True):
     """From now on the gate is open for all, or it is one again."""
 
@@ -85,6 +97,7 @@ class SessionReturned(Fact, frozen=True, kw_only=True):
 
     session_id: SessionId
     prompt_bytes: int = 0
+    patience_s: float | None = None
 
 
 class CallQueued(Fact, frozen=True, kw_only=True):
@@ -247,7 +260,7 @@ SessionEvent = (
     | ToolEvent
     | SessionEnded
 )
-Event = SessionEvent | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
+Event = SessionEvent | SessionRefused | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
 OfGateway = (
     SessionArrived
     | SessionAdmitted
@@ -256,6 +269,7 @@ OfGateway = (
     | CallQueued
     | CallFinished
     | SessionEnded
+    | SessionRefused
     | GateShut
     | FailOpenChanged
 )

@@ -74,7 +74,7 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
 
     metrics, gauges, roster = Metrics(), Gauges(desk), Roster()
     metrics.registry.register(gauges)
-    desk.readers += [metrics.observe, gauges.observe, roster.observe]
+    desk.read_by(metrics.observe, gauges.observe, roster.observe)
     views = _Views(desk, upstream, metrics, roster)
     gated = GatedCall(desk, upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
@@ -121,7 +121,7 @@ class _Views:
                 why_not=control.why_not,
                 sessions=len(control.sessions),
                 active=control.active,
-                gated=len(control.sessions) - control.active - control.paused,
+                gated=control.gated,
                 paused=control.paused,
                 phases=Counter(session.phase.value for session in control.sessions.values()),
                 pressure=pressure,

@@ -120,24 +120,28 @@ class Caller:
 
     async def queued(self, body: bytes) -> None:
         """Show a client that asked for a stream that it is waited on; others cannot be told."""
-        if not self.begun and _asks_for_stream(body):
+        if not self.begun and asks_for_stream(body):
             self.streams = True
             await self.begin(200, _STREAM_HEADERS)
         if self.streams:
             await self.write(b": queued\n\n", last=False)
 
-    async def fail(self, status: int, kind: str, message: str) -> None:
+    async def fail(
+        self, status: int, kind: str, message: str, retry_after_s: int | None = None
+    ) -> None:
         """Tell an error, as the map above says. `message` says what to do about it."""
         error = msgspec.json.encode(_ErrorBody(ErrorText(message=message, type=kind, code=status)))
         if not self.begun:
-            await self.answer(status, error)
+            await self.answer(status, error, retry_after_s)
         elif self.streams:
             await self.fail_stream(error)
         # else: the server cuts what returns unfinished
 
-    async def answer(self, status: int, body: bytes) -> None:
+    async def answer(self, status: int, body: bytes, retry_after_s: int | None = None) -> None:
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", str(retry_after_s).encode()))
         await self.begin(status, headers)
         await self.write(body, last=True)
 
@@ -147,7 +151,7 @@ class Caller:
         await self.write(apart + b"data: " + error + b"\n\n", last=True)
 
 
-def _asks_for_stream(body: bytes) -> bool:
+def asks_for_stream(body: bytes) -> bool:
     try:
         return _wish.decode(body).stream is True
     except (ValueError, RecursionError):

@@ -67,6 +67,8 @@ class Metrics:
                 | ev.SessionEnded()
             ):
                 self._sessions.observe(event)
+            case ev.SessionRefused():
+                self._sessions.refused.inc()
             case _:
                 pass  # what is now, not what has happened: see gauges
 
@@ -78,6 +80,9 @@ class _Sessions:
             "Sessions that came, by tenant.",
             ["tenant"],
             registry=registry,
+        )
+        self.refused = Counter(
+            "mars_sessions_refused", "Sessions that found the queue full.", registry=registry
         )
         self.admitted = Counter(
             "mars_admissions",

@@ -7,6 +7,7 @@ piled up here.
 
 import asyncio
 import time
+from math import inf
 from typing import Final
 
 import aiohttp
@@ -14,11 +15,11 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError
-from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
+from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError, asks_for_stream
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import Call, SessionOverError
+from mars.gateway.stay import Call, QueueFullError, SessionOverError
 from mars.gateway.upstream import (
     FAILURES,
     Upstream,
@@ -116,6 +117,10 @@ class GatedCall(PassThrough):
         with caller:
             try:
                 call = await self._enter(caller, identity, body)
+            except QueueFullError as error:
+                why = f"{error}: come again in {error.retry_after_s} s"
+                await caller.fail(429, "queue_full", why, error.retry_after_s)
+                return
             except SessionOverError as error:
                 why = f"the session was ended while this request waited to enter: {error}"
                 if self._desk.stopped:
@@ -133,7 +138,12 @@ class GatedCall(PassThrough):
         return msgspec.structs.replace(identity, tenant=tenant)
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
-        stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
+        stay = await self._desk.enter(
+            identity,
+            len(body),
+            lambda: caller.queued(body),
+            lambda: _patience_s(caller.scope["headers"], body),
+        )
         return self._desk.call_started(
             stay,
             wanted=_request_id(caller.scope["headers"]),
@@ -165,6 +175,21 @@ def _request_id(headers: Headers) -> str:
         if name == b"x-request-id":
             return value.decode("latin-1")
     return ""
+
+
+def _patience_s(headers: Headers, body: bytes) -> float | None:
+    """How long the client waits for a byte, as clients made by Stainless say (OpenAI, Anthropic).
+
+    None of a stream: comments on it count as bytes.
+    """
+    said = next((value for name, value in headers if name == b"x-stainless-read-timeout"), b"")
+    try:
+        patience_s = float(said)
+    except ValueError:
+        return None
+    if not 0.0 < patience_s < inf or asks_for_stream(body):
+        return None
+    return patience_s
 
 
 def _in_one_line(status: int, said: bytes) -> bytes:
