@@ -310,6 +310,20 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 
 
 @cli.command()
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option("--every", "every_s", default=1.0, show_default=True, type=_POSITIVE, help="Seconds.")
+@click.option("--once", is_flag=True, help="Print one frame with every session, and end.")
+def top(*, url: str, every_s: float, once: bool) -> None:
+    """Watch a gateway live: sessions by phase, window, pressure, who waits and why.
+
+    URL is the gateway's. q or Ctrl-C leaves.
+    """
+    from mars.bench.top import top_command
+
+    top_command(url, every_s=every_s, once=once)
+
+
+@cli.command()
 @click.option("--profile", required=True, help="GPU/model, for example h100-nvl/qwen3-coder-30b.")
 @click.option("--workload", required=True, help="A class (swe, ...), FILE.toml or TRACE.jsonl.")
 @click.option("--policy", "policies", default="mars", show_default=True, help="A,B: a column each.")

@@ -234,30 +234,6 @@ def test_before_the_capacity_is_known_only_the_first_few_enter() -> None:
     assert gate.ask() == ["c"]
 
 
-def test_a_blind_gate_opens() -> None:
-    gate = Gate(blind_s=15.0)
-    gate.arrive(a=900)
-    gate.ask()
-    gate.arrive(b=900, c=900)
-    stale = Pressure(busy_since_s=100.0, engine_at_s=110.0)
-    gate.now_s = 125.0
-    assert gate.ask(stale) == []
-    gate.now_s = 125.5
-    assert gate.ask(stale) == ["b", "c"]
-    assert gate.last.admit[0].why == "no engine samples for 16 s: the gate is open"
-    assert gate.occupied == 2700, "they are counted all the same"
-    assert gate.residency.tick_s == 1.5, "blindness comes by time alone"
-
-
-def test_an_idle_engine_is_not_blind() -> None:
-    gate = Gate()
-    gate.arrive(a=900)
-    gate.ask()
-    gate.arrive(b=900)
-    gate.now_s = 1e6
-    assert gate.ask(Pressure(engine_at_s=1.0)) == []
-
-
 def test_whoever_comes_in_place_of_one_that_left_the_gate_is_asked_about() -> None:
     gate = Gate()
     gate.arrive(a=500)

@@ -59,8 +59,6 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Times the mean life of a session: who has waited longer goes first."""
     first: Annotated[int, Meta(ge=1)] = 4
     """So many may be active before the engine has told what its capacity is."""
-    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
-    """Without samples of the engine for so long, everybody enters."""
 
 
 @dataclass(slots=True)
@@ -81,13 +79,12 @@ class _Stay:
 
 class Residency:
     steers = False
+    tick_s: float | None = None
 
     def __init__(self, settings: ResidencySettings, shares: TenantShares | None = None) -> None:
         """`shares`: of tenants, which come before all else; each one's sessions enter as above."""
         self._set = settings
         self._shares = shares
-        self.tick_s: float | None = settings.blind_s / 10
-        """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._capacity_tokens = 0
         self._stays: dict[SessionId, _Stay] = {}
         self._occupied_tokens = 0.0
@@ -191,10 +188,7 @@ class Residency:
         pressure: Pressure,
         now_s: float,
     ) -> Verdict:
-        blind_s = pressure.blind_s(now_s)
-        if blind_s > self._set.blind_s:
-            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
-            return self._verdict(list(gated), why)
+        del pressure
         if not self._capacity_tokens:
             room = max(0, self._set.first - len(active))
             why = "the engine's KV capacity is not known yet"

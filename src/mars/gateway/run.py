@@ -61,7 +61,7 @@ async def serve(
     with ExitStack() as stack:
         record = stack.enter_context(_recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
-        control = ControlPlane(build_admission(scheduling))
+        control = ControlPlane(build_admission(scheduling), scheduling.gate)
         desk = Desk(control, settings, record=record.write, publish=publisher)
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
         app = build_app(desk, upstream, settings, ring)
@@ -79,10 +79,14 @@ async def serve(
         def tick() -> None:
             desk.tick(time.monotonic())
 
+        def watch() -> None:
+            desk.watch(time.monotonic())
+
         async with (
             _every(_FLUSH_S, record.flush),
             _every(_LOOK_S, look),
             _every(control.tick_s, tick),
+            _every(control.watch_s, watch),
         ):
             await _run(app, desk, listener, on_listening)
 

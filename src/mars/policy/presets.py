@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mars.core.admission import Admission, Open
+from mars.core.admission import Admission, GateSettings, Open
 from mars.core.errors import InputError
 from mars.core.residency import Residency, ResidencySettings
 from mars.core.tenants import TenantSettings, TenantShares
@@ -31,6 +31,7 @@ class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which policy, and the settings of its parts (a part that a policy lacks ignores its own)."""
 
     policy: str = "mars"
+    gate: GateSettings = GateSettings()
     residency: ResidencySettings = ResidencySettings()
     least_left: LeastLeftSettings = LeastLeftSettings()
     worth: WorthSettings = WorthSettings()
