@@ -22,6 +22,7 @@ from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
 from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
+from mars.policy.no_host import ComputedAgain
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
 from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
@@ -75,6 +76,11 @@ def _residency(s: Scheduling) -> Admission:
     return Residency(s.residency, TenantShares(s.tenants) if s.tenants.weights else None)
 
 
+def _residency_no_host(s: Scheduling) -> Admission:
+    blind = msgspec.structs.replace(s.residency, host_share=0.0)
+    return _residency(msgspec.structs.replace(s, residency=blind))
+
+
 def _window(s: Scheduling) -> Admission:
     return Window(s.window)
 
@@ -118,6 +124,10 @@ def _nothing(_: Scheduling) -> Retention:
 
 def _worth(s: Scheduling) -> Retention:
     return WorthKeeping(s.worth)
+
+
+def _worth_no_host(s: Scheduling) -> Retention:
+    return ComputedAgain(s.worth)
 
 
 def _ski_rental(s: Scheduling) -> Retention:
@@ -202,6 +212,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "mars-no-hold": Preset(_residency, _least_left, _nothing, _shortest, "mars, nothing kept warm"),
     "mars-no-tool-order": Preset(
         _residency, _least_left, _worth, _fifo, "mars, tools as they come"
+    ),
+    "mars-no-host": Preset(
+        _residency_no_host, _least_left, _worth_no_host, _shortest, "mars, blind to host memory"
     ),
 }
 
