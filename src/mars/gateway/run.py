@@ -1,6 +1,7 @@
 """The gateway as a process: listens, hears the others, keeps the log, and stops cleanly."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from mars.core.events import Event
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
+from mars.gateway.heads import BoundedHeads
 from mars.gateway.keys import KeyRing
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
@@ -94,7 +96,7 @@ async def serve(
 def server_config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -125,6 +127,8 @@ class _Server(uvicorn.Server):
 async def _run(
     app: Starlette, desk: Desk, listener: socket.socket, on_listening: Callable[[str], None]
 ) -> None:
+    gc.collect()
+    gc.freeze()  # what is here now stays: to look through it again would stop every stream
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = _Server(server_config(app), lambda: on_listening(address))
