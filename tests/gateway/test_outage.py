@@ -1,6 +1,5 @@
 """An engine whose samples stop, as real processes: traffic flows, it is said, and it ends."""
 
-import asyncio
 import signal
 from pathlib import Path
 
@@ -59,8 +58,7 @@ async def test_a_stopped_publisher_opens_the_gate_until_it_goes_on(
         for call in calls[:3]:
             assert (await call).status == 200
         calls[3].cancel()
-        gateway.process.terminate()
-        assert await asyncio.wait_for(gateway.process.wait(), 60) == 0
+        await gateway.stop()
     told = list(read_log(log)[1])
     assert [e.cause for e in told if isinstance(e, ev.FailOpenChanged)] == ["no samples", ""]
     by = {e.session_id: e.by for e in told if isinstance(e, ev.SessionAdmitted)}
