@@ -104,6 +104,7 @@ def serve(
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
 @click.option("--events", type=click.Path(path_type=Path), help="Write the event log here.")
+@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Default: stderr.")
 @click.option("--publish", metavar="ENDPOINT", help="Publish our facts, e.g. ipc:///run/mars/gw.")
 @click.option("--subscribe", multiple=True, metavar="ENDPOINT", help="Hear engine and tools.")
 @_settings
@@ -114,18 +115,24 @@ def gateway(
     host: str,
     port: int,
     events: Path | None,
+    log_file: Path | None,
     publish: str | None,
     subscribe: tuple[str, ...],
     overrides: tuple[str, ...],
     config: Path | None,
 ) -> None:
-    """The gateway alone, before a vLLM that already runs (`mars serve` starts one for you)."""
+    """The gateway alone, before a vLLM that already runs (`mars serve` starts one for you).
+
+    Its log is JSON lines on stderr, or in the file of --log.
+    """
     import uvloop
 
     from mars.config import as_dict, load_settings
+    from mars.gateway.journal import log_json
     from mars.gateway.run import serve as serve_gateway
 
     settings = load_settings(config, overrides, policy)
+    log_json(settings.gateway.log_level, log_file)
     uvloop.run(
         serve_gateway(
             host=host,

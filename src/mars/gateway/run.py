@@ -21,6 +21,7 @@ from mars.core.events import Event
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
+from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
 from mars.gateway.settings import GatewaySettings
@@ -66,6 +67,7 @@ async def serve(
         publisher = stack.enter_context(_publishing(publish))
         control = ControlPlane(build_admission(scheduling), scheduling.gate)
         desk = Desk(control, settings, record=record.write, publish=publisher)
+        desk.read_by(Journal().observe)
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
         app = build_app(desk, upstream, settings, ring)
         for place in places:
