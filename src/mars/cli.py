@@ -317,6 +317,19 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 
 
 @cli.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--otlp", "url", default="http://127.0.0.1:4318", show_default=True, metavar="URL")
+def export(*, log: Path, url: str) -> None:
+    """Send an event log to an OpenTelemetry collector: sessions, calls and tools as spans.
+
+    LOG is an event log, or the folder of `mars serve`.
+    """
+    from mars.bench.export import export_command
+
+    export_command(log, url, click.echo)
+
+
+@cli.command()
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--every", "every_s", default=1.0, show_default=True, type=_POSITIVE, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print one frame with every session, and end.")
