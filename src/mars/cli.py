@@ -333,14 +333,17 @@ def export(*, log: Path, url: str) -> None:
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--every", "every_s", default=1.0, show_default=True, type=_POSITIVE, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print one frame with every session, and end.")
-def top(*, url: str, every_s: float, once: bool) -> None:
+@click.option(
+    "--key-file", type=click.Path(path_type=Path), help="An admin's key, if one is asked."
+)
+def top(*, url: str, every_s: float, once: bool, key_file: Path | None) -> None:
     """Watch a gateway live: sessions by phase, window, pressure, who waits and why.
 
     URL is the gateway's. q or Ctrl-C leaves.
     """
     from mars.bench.top import top_command
 
-    top_command(url, every_s=every_s, once=once)
+    top_command(url, every_s=every_s, once=once, key_file=key_file)
 
 
 @cli.command()
