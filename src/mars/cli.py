@@ -104,6 +104,7 @@ def serve(
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
 @click.option("--events", type=click.Path(path_type=Path), help="Write the event log here.")
+@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Default: stderr.")
 @click.option("--publish", metavar="ENDPOINT", help="Publish our facts, e.g. ipc:///run/mars/gw.")
 @click.option("--subscribe", multiple=True, metavar="ENDPOINT", help="Hear engine and tools.")
 @_settings
@@ -114,18 +115,24 @@ def gateway(
     host: str,
     port: int,
     events: Path | None,
+    log_file: Path | None,
     publish: str | None,
     subscribe: tuple[str, ...],
     overrides: tuple[str, ...],
     config: Path | None,
 ) -> None:
-    """The gateway alone, before a vLLM that already runs (`mars serve` starts one for you)."""
+    """The gateway alone, before a vLLM that already runs (`mars serve` starts one for you).
+
+    Its log is JSON lines on stderr, or in the file of --log.
+    """
     import uvloop
 
     from mars.config import as_dict, load_settings
+    from mars.gateway.journal import log_json
     from mars.gateway.run import serve as serve_gateway
 
     settings = load_settings(config, overrides, policy)
+    log_json(settings.gateway.log_level, log_file)
     uvloop.run(
         serve_gateway(
             host=host,
@@ -310,17 +317,33 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 
 
 @cli.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--otlp", "url", default="http://127.0.0.1:4318", show_default=True, metavar="URL")
+def export(*, log: Path, url: str) -> None:
+    """Send an event log to an OpenTelemetry collector: sessions, calls and tools as spans.
+
+    LOG is an event log, or the folder of `mars serve`.
+    """
+    from mars.bench.export import export_command
+
+    export_command(log, url, click.echo)
+
+
+@cli.command()
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--every", "every_s", default=1.0, show_default=True, type=_POSITIVE, help="Seconds.")
 @click.option("--once", is_flag=True, help="Print one frame with every session, and end.")
-def top(*, url: str, every_s: float, once: bool) -> None:
+@click.option(
+    "--key-file", type=click.Path(path_type=Path), help="An admin's key, if one is asked."
+)
+def top(*, url: str, every_s: float, once: bool, key_file: Path | None) -> None:
     """Watch a gateway live: sessions by phase, window, pressure, who waits and why.
 
     URL is the gateway's. q or Ctrl-C leaves.
     """
     from mars.bench.top import top_command
 
-    top_command(url, every_s=every_s, once=once)
+    top_command(url, every_s=every_s, once=once, key_file=key_file)
 
 
 @cli.command()

@@ -8,12 +8,15 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
 from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
+
+from mars.gateway.keys import KeyRing, make_key
 
 TOP = [sys.executable, "-m", "mars", "top"]
 
@@ -71,6 +74,22 @@ async def test_what_is_no_gateway_is_told_apart() -> None:
         code, _, said = await run(url, "--once")
     assert code == 2
     assert "no gateway of mars answers" in said
+
+
+async def test_a_gateway_with_keys_wants_an_admin_s(tmp_path: Path) -> None:
+    keys, mine = tmp_path / "keys.jsonl", tmp_path / "mine"
+    mine.write_text(make_key(keys, name="me", tenant="", admin=True) + "\n")
+    engine = Engine()
+    async with (
+        serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url,
+        gateway(url, ring=KeyRing(keys)) as rig,
+    ):
+        code, _, said = await run(rig.url, "--once")
+        assert code == 2
+        assert "asks for an admin's key (HTTP 401): give it with --key-file" in said
+        code, said, failed = await run(rig.url, "--once", "--key-file", str(mine))
+        assert code == 0, failed
+        assert "0 sessions: 0 active" in said
 
 
 @dataclass

@@ -536,10 +536,10 @@ def test_check_sees_a_session_that_got_in_without_admit() -> None:
 
 def test_check_sees_phantoms_and_leaks() -> None:
     plane = plane_with(arrived("s"), admitted("s"))
-    plane._open_calls += 1
+    plane._meter.open_calls += 1
     with pytest.raises(AssertionError, match="calls leak"):
         plane.check()
-    plane._open_calls -= 1
+    plane._meter.open_calls -= 1
     del plane.sessions[SessionId("s")]
     with pytest.raises(AssertionError, match="nowhere, or in two places"):
         plane.check()
@@ -550,7 +550,7 @@ def test_check_sees_phantoms_and_leaks() -> None:
     with pytest.raises(AssertionError, match="a phantom at the gate"):
         plane.check()
     del plane._gate[phantom]
-    plane._context_tokens += 1
+    plane._meter.context_tokens += 1
     with pytest.raises(AssertionError, match="contexts leak"):
         plane.check()
 

@@ -55,6 +55,11 @@ class GatewayProcess:
             assert response.status == 200
             return await response.read()
 
+    async def stop(self) -> None:
+        """As an operator does; what it has told is in its log then."""
+        self.process.terminate()
+        assert await asyncio.wait_for(self.process.wait(), 60) == 0
+
     async def kill(self) -> None:
         self.process.kill()
         await self.process.wait()

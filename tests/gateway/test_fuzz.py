@@ -102,7 +102,7 @@ async def test_nothing_is_left(
         status = await rig.status()
         assert (status.sessions, status.active, status.gated, status.faults) == (0, 0, 0, 0)
         assert (control._gate, control.paused) == ({}, 0)
-        assert control._open_calls == 0
+        assert control._meter.open_calls == 0
         assert (desk._stays, desk._orphans) == ({}, {})
         queued = sorted(event.call_id for event in rig.of(ev.CallQueued))
         finished = sorted(event.call_id for event in rig.of(ev.CallFinished))

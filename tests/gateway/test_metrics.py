@@ -132,7 +132,7 @@ def tool_finished(session: str, tool_id: str, tool: str, run_s: float) -> ev.Too
 
 
 async def test_5000_sessions_tenants_and_tools_make_no_more_labels_than_100(engine: Engine) -> None:
-    async with gateway(engine.url, GatewaySettings(tenant_header="X-Tenant")) as rig:
+    async with gateway(engine.url, GatewaySettings(tenant_header="X-Tenant", idle_s=3600.0)) as rig:
 
         async def wait_on() -> None:
             raise AssertionError("there is no gate")

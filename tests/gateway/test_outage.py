@@ -1,6 +1,6 @@
 """An engine whose samples stop, as real processes: traffic flows, it is said, and it ends."""
 
-import asyncio
+import json
 import signal
 from pathlib import Path
 
@@ -30,7 +30,11 @@ async def test_a_stopped_publisher_opens_the_gate_until_it_goes_on(
 ) -> None:
     engine.script = on_cue
     stream, log = f"ipc://{tmp_path}/engine", tmp_path / "events.jsonl"
-    options = (*ONE_AT_A_TIME, "--subscribe", stream, "--set", f"scheduling.gate.blind_s={BLIND_S}")
+    journal = tmp_path / "gateway.log"
+    options = (
+        *(*ONE_AT_A_TIME, "--subscribe", stream, "--log", str(journal)),
+        *("--set", f"scheduling.gate.blind_s={BLIND_S}"),
+    )
     async with (
         sampling(stream) as publisher,
         mars_gateway(engine.url, *options, log=log) as gateway,
@@ -59,8 +63,10 @@ async def test_a_stopped_publisher_opens_the_gate_until_it_goes_on(
         for call in calls[:3]:
             assert (await call).status == 200
         calls[3].cancel()
-        gateway.process.terminate()
-        assert await asyncio.wait_for(gateway.process.wait(), 60) == 0
+        await gateway.stop()
+    said = [json.loads(line)["message"] for line in journal.read_text().splitlines()]
+    assert [text for text in said if text.startswith("the gate is open for all: no engine samples")]
+    assert "the gate is a gate again: the engine is heard again" in said
     told = list(read_log(log)[1])
     assert [e.cause for e in told if isinstance(e, ev.FailOpenChanged)] == ["no samples", ""]
     by = {e.session_id: e.by for e in told if isinstance(e, ev.SessionAdmitted)}

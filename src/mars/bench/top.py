@@ -6,6 +6,7 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, TypeVar
 
 import aiohttp
@@ -16,9 +17,11 @@ from rich.live import Live
 from mars.bench.top_view import View, frame
 from mars.core.errors import InputError
 from mars.gateway.app import Status
+from mars.gateway.door import read_secret
 from mars.gateway.roster import SessionRow
 
 _ANSWER_S: Final = 5.0
+_NO_ENTRY: Final = (401, 403)
 _SPARE_LINES: Final = 1
 """Below the frame, for the cursor."""
 _FAILURES: Final = (aiohttp.ClientError, ValueError, OSError)
@@ -27,17 +30,28 @@ _FAILURES: Final = (aiohttp.ClientError, ValueError, OSError)
 T = TypeVar("T")
 
 
-def top_command(url: str, *, every_s: float, once: bool) -> None:
-    """Raises InputError when no gateway answers at first; later that is shown in the frame."""
-    asyncio.run(_top(url.rstrip("/").removesuffix("/v1"), every_s, once=once))
+def top_command(url: str, *, every_s: float, once: bool, key_file: Path | None = None) -> None:
+    """`key_file`: an admin's key, for a gateway that asks for one.
+
+    Raises InputError when no gateway answers at first; later that is shown in the frame.
+    """
+    key = "" if key_file is None else read_secret(str(key_file))
+    asyncio.run(_top(url.rstrip("/").removesuffix("/v1"), key, every_s, once=once))
 
 
-async def _top(url: str, every_s: float, *, once: bool) -> None:
+async def _top(url: str, key: str, every_s: float, *, once: bool) -> None:
     console = Console()
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S)) as http:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
         try:
             view = await _look(http, url)
         except _FAILURES as error:
+            if isinstance(error, aiohttp.ClientResponseError) and error.status in _NO_ENTRY:
+                raise InputError(
+                    f"the gateway at {url} asks for an admin's key (HTTP {error.status}): "
+                    "give it with --key-file; `mars key NAME --admin` makes one"
+                ) from None
             raise InputError(
                 f"no gateway of mars answers at {url}: {_words(error)}. "
                 "Give `mars top` the address that `mars serve` or `mars gateway` printed"

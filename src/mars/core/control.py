@@ -19,15 +19,13 @@ crossed a process may be late or lost: those that no longer fit are counted in `
 from math import inf
 from typing import Final, assert_never
 
-import msgspec
-
 from mars.core import events as ev
 from mars.core.admission import Admission, GatedView, GateSettings, overdue
 from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
-from mars.core.estimate import Newcomers
 from mars.core.failsafe import Failsafe
 from mars.core.ids import SessionId
+from mars.core.meter import Meter
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
 from mars.core.sign import Sign
@@ -58,18 +56,23 @@ class ControlPlane:
         """Those at the gate that have a parent, and it."""
         self._active: dict[SessionId, Session] = {}
         self._paused: dict[SessionId, Session] = {}
-        self._kv_capacity_tokens = 0
-        self._context_tokens = 0
-        self._newcomers = Newcomers()
+        self._restored: list[SessionId] = []
+        """Those at the gate that were past that of an earlier gateway."""
+        self._meter = Meter()
         self._sign = Sign()
-        self._open_calls = 0
         self.sessions: dict[SessionId, Session] = {}
-        self.pressure = Pressure()
         self.window: int | None = None
         self.why_not = ""
         """Why the gated sessions wait, in words."""
         self.late = 0
-        self.tool_controls = ""
+
+    @property
+    def pressure(self) -> Pressure:
+        return self._meter.pressure
+
+    @property
+    def tool_controls(self) -> str:
+        return self._meter.tool_controls
 
     @property
     def active(self) -> int:
@@ -120,7 +123,7 @@ class ControlPlane:
             ):
                 self._hear(event)
             case ev.EngineSampled() | ev.ToolsSampled():
-                self._sample(event)
+                self._meter.sample(event)
             case ev.SessionRefused() | ev.GateShut() | ev.FailOpenChanged():
                 pass  # our own word
             case _:
@@ -141,12 +144,8 @@ class ControlPlane:
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
         session_id = event.session_id
-        at_s = event.at_s
         returning = isinstance(event, ev.SessionReturned)
-        parent_id = event.parent_id if isinstance(event, ev.SessionArrived) else None
-        session = self.sessions.get(session_id) or Session(
-            session_id, at_s, parent_id=parent_id, since_s=at_s
-        )
+        session = self.sessions.get(session_id) or _new(event)
         if returning or session_id in self.sessions:
             session.advance(event)  # raises at a second arrival: the table has none
         if returning and self._paused.pop(session_id, None) is None:
@@ -163,6 +162,8 @@ class ControlPlane:
         )
         if session.parent_id is not None:
             self._children[session_id] = session.parent_id
+        if isinstance(event, ev.SessionArrived) and event.was_in:
+            self._restored.append(session_id)
 
     def _hear(self, event: ev.SessionEvent) -> None:
         """A fact from another process: advisory."""
@@ -179,49 +180,11 @@ class ControlPlane:
         calls, context_tokens = session.open_calls, session.context_tokens
         session.advance(event)
         if isinstance(event, ev.CallServed):
-            self._newcomers.served(event.session_id, event.prompt_tokens)
+            self._meter.served(event.session_id, event.prompt_tokens)
         if session.open_calls != calls:
-            self._count_calls(event.at_s, session.open_calls - calls)
+            self._meter.count_calls(event.at_s, session.open_calls - calls)
         if session.context_tokens != context_tokens and event.session_id in self._active:
-            self._context_tokens += session.context_tokens - context_tokens
-            self._foresee()
-
-    def _count_calls(self, now_s: float, calls: int) -> None:
-        was_busy = self._open_calls > 0
-        self._open_calls += calls
-        if was_busy != (self._open_calls > 0):
-            busy_since_s = None if was_busy else now_s
-            self.pressure = msgspec.structs.replace(self.pressure, busy_since_s=busy_since_s)
-
-    def _foresee(self) -> None:
-        """KV that the admitted sessions have or are about to have."""
-        capacity_tokens = self._kv_capacity_tokens
-        if capacity_tokens:
-            tokens = self._context_tokens + self._newcomers.tokens
-            self.pressure = msgspec.structs.replace(
-                self.pressure,
-                kv_session_frac=tokens / capacity_tokens,
-                kv_frac_per_byte=self._newcomers.tokens_per_byte / capacity_tokens,
-            )
-
-    def _sample(self, event: ev.EngineSampled | ev.ToolsSampled) -> None:
-        match event:
-            case ev.EngineSampled():
-                self._kv_capacity_tokens = event.kv_total_blocks * event.block_tokens
-                self.pressure = msgspec.structs.replace(
-                    self.pressure,
-                    kv_used_frac=event.kv_used_blocks / event.kv_total_blocks,
-                    engine_at_s=event.at_s,
-                )
-                self._foresee()
-            case ev.ToolsSampled():
-                self.tool_controls = event.controls
-                self.pressure = msgspec.structs.replace(
-                    self.pressure,
-                    tool_load=(event.running + event.waiting) / event.slots,
-                    tool_wait_s=event.wait_s,
-                    tools_at_s=event.at_s,
-                )
+            self._meter.grow(session.context_tokens - context_tokens)
 
     def _leave(self, event: ev.SessionEnded) -> None:
         session = self.sessions[event.session_id]
@@ -230,22 +193,20 @@ class ControlPlane:
         self._gate.pop(event.session_id, None)
         self._children.pop(event.session_id, None)
         self._paused.pop(event.session_id, None)
-        self._count_calls(event.at_s, -session.open_calls)
+        self._meter.count_calls(event.at_s, -session.open_calls)
         if self._active.pop(event.session_id, None):
-            self._forget_kv(session)
-            self._foresee()
-
-    def _forget_kv(self, session: Session) -> None:
-        self._newcomers.leave(session.session_id)
-        self._context_tokens -= session.context_tokens
+            self._meter.leave(session)
+            self._meter.foresee()
 
     def _open_gate(self, now_s: float) -> list[Decision]:
-        changed = self.failsafe.look(self.pressure, now_s)
+        changed: list[Decision] = [*self.failsafe.look(self.pressure, now_s)]
+        if self._restored:
+            changed += self._let_restored_in()
         if self.failsafe.cause:
             return [*changed, *self._let_all_in(self.failsafe)]
         if not (self._gate or self._admission.steers):
             self._sign.clear()
-            return [*changed]
+            return changed
         family = self._let_children_in() if self._children else []
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
@@ -257,7 +218,7 @@ class ControlPlane:
             for pause in verdict.pause:
                 self._pause(pause)
             family += self._let_children_in()
-            self._foresee()
+            self._meter.foresee()
         shut = self._sign.say(verdict, len(self._gate), now_s)
         return [*changed, *verdict.admit, *family, *verdict.pause, *shut]
 
@@ -269,12 +230,17 @@ class ControlPlane:
         why, by = f"{outage.why}: the gate is open", outage.cause
         return self._let_in([Admit(session_id=it, why=why, by=by) for it in self._gate])
 
+    def _let_restored_in(self) -> list[Admit]:
+        why = "it was past the gate before the gateway was started again"
+        back, self._restored = self._restored, []
+        return self._let_in([Admit(session_id=it, why=why, by="restart") for it in back])
+
     def _let_in(self, admits: list[Admit]) -> list[Admit]:
         """Whatever the admission would say."""
         for admit in admits:
             self._admit(admit)
         if admits:
-            self._foresee()
+            self._meter.foresee()
         return admits
 
     def _let_children_in(self) -> list[Admit]:
@@ -287,21 +253,19 @@ class ControlPlane:
         return let_in
 
     def _admit(self, admit: Admit) -> None:
-        session_id = admit.session_id
+        session_id, prompt_bytes = admit.session_id, 0
         if self._paused.pop(session_id, None) is None:
-            view = self._gate.pop(session_id)
+            prompt_bytes = self._gate.pop(session_id).prompt_bytes
             self._children.pop(session_id, None)
-            if not view.context_tokens:
-                self._newcomers.enter(session_id, view.prompt_bytes)
         session = self._active[session_id] = self.sessions[session_id]
-        self._context_tokens += session.context_tokens
+        self._meter.enter(session, prompt_bytes)
 
     def _pause(self, pause: Pause) -> None:
         session = self._active[pause.session_id]
         if session.phase is not Phase.ACTING:
             raise IllegalMoveError(pause.session_id, session.phase.value, type(pause).__name__)
         self._paused[pause.session_id] = self._active.pop(pause.session_id)
-        self._forget_kv(session)
+        self._meter.leave(session)
 
     def check(self) -> None:
         """Raise AssertionError when an invariant of docs/invariants.md does not hold."""
@@ -314,7 +278,14 @@ class ControlPlane:
         assert all(  # noqa: S101
             s.phase in {Phase.ACTING, Phase.PAUSED} for s in self._paused.values()
         ), "back without Admit"
-        assert self._open_calls == sum(s.open_calls for s in sessions), "calls leak"  # noqa: S101
-        assert self._context_tokens == sum(  # noqa: S101
+        assert self._meter.open_calls == sum(s.open_calls for s in sessions), "calls leak"  # noqa: S101
+        assert self._meter.context_tokens == sum(  # noqa: S101
             s.context_tokens for s in active
         ), "contexts leak"
+
+
+def _new(event: ev.SessionArrived | ev.SessionReturned) -> Session:
+    session = Session(event.session_id, event.at_s, since_s=event.at_s)
+    if isinstance(event, ev.SessionArrived):
+        session.parent_id, session.turn = event.parent_id, event.turn
+    return session

@@ -37,14 +37,18 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """The session that started this one, and waits for it (core.family)."""
     tenant: str = ""
     """Whose it is (core.tenants); empty: nobody said."""
+    was_in: bool = False
+    """It was past the gate of a gateway that is gone, and keeps its place; `at_s` is of then."""
+    turn: int = 0
+    """Of such a one: calls that it has made."""
 
 
 Outage = Literal["", "no samples", "fault"]
 """What makes the control plane unable to judge (core.failsafe); empty: nothing."""
 OUTAGES: Final[tuple[Outage, ...]] = get_args(Outage)[1:]
-Entry = Literal["admission", "parent", "overdue", "no samples", "fault"]
-"""What let a session in, by kind: the policy's admission, a parent that is in, the longest wait, or
-an outage."""
+Entry = Literal["admission", "parent", "overdue", "restart", "no samples", "fault"]
+"""What let a session in, by kind: the policy's admission, a parent that is in, the longest wait,
+its place before a restart of the gateway, or an outage."""
 
 
 class SessionAdmitted(Fact, frozen=True, kw_only=True):

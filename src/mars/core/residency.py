@@ -72,7 +72,7 @@ class _Stay:
     """An active session, and what it occupies."""
 
     arrived_s: float | None
-    """None: it entered unasked, as a child does; its first call tells its size."""
+    """None: it entered unasked, as a child does; its first call tells its size, if not sooner."""
     prompt_bytes: int
     context_tokens: float
     shared_tokens: float
@@ -120,7 +120,7 @@ class Residency:
                     self._begin_to_hold()
                 self._follow(event)
             case ev.SessionArrived() | ev.SessionReturned():
-                self._fits_tokens = inf
+                self._come(event)
             case ev.SessionAdmitted() if event.session_id not in self._stays:
                 self._stay(event.session_id, None, 0)
             case ev.EngineSampled():
@@ -133,6 +133,11 @@ class Residency:
                 self._end(event)
             case _:
                 pass
+
+    def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
+        self._fits_tokens = inf
+        if isinstance(event, ev.SessionArrived) and event.was_in:  # it enters unasked
+            self._stay(event.session_id, None, event.prompt_bytes)
 
     def _follow(self, event: _Occupying) -> None:
         stay = self._stays.get(event.session_id)

@@ -1,7 +1,6 @@
 """The desk: the asyncio shell around the control plane.
 
-Every fact, own or foreign, takes one way (`telling`), and what the control plane decides on it is
-carried out here.
+Every fact, own or foreign, takes one way (`telling`); what is decided on it is carried out here.
 The desk owns what the core may not: futures of gated requests, timers of silent sessions.
 Nothing here awaits between a check and what it guards: each method is one step of the loop.
 """
@@ -10,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 from mars.core import events as ev
@@ -19,11 +18,13 @@ from mars.core.decisions import Decision, FailOpen, Shut, said
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
 from mars.gateway.names import EngineNames
+from mars.gateway.places import Place
 from mars.gateway.queue import Queue
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import (
     Asking,
     Call,
+    CallEnd,
     OtherTenantError,
     QueueFullError,
     SessionOverError,
@@ -32,6 +33,7 @@ from mars.gateway.stay import (
 from mars.gateway.telling import Telling
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_COME_BACK: Final = "its session was ended, and has come back"
 
 
 class Desk:
@@ -91,16 +93,24 @@ class Desk:
         if self.stopped:
             raise SessionOverError("the gateway stops")
         session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
-        asking = Asking(prompt_bytes, patience_s, still_waiting)
-        stay = self._stays.get(session_id) or self._arrive(session_id, identity, asking)
+        stay = self._stays.get(session_id) or self._arrive(
+            session_id, identity, prompt_bytes, patience_s()
+        )
         if stay.tenant != identity.tenant:
             raise OtherTenantError(
                 f"session {session_id!r} was opened by another tenant and has not ended; "
                 "give yours an id of its own"
             )
         if not stay.admitted:
-            await self._wait(stay, asking)
+            await self._wait(stay, Asking(prompt_bytes, still_waiting, patience_s))
         return stay
+
+    def restore(self, place: Place) -> None:
+        """A session that was past the gate of a gateway that is gone takes its place again."""
+        parent = self._parent(place.identity)
+        stay = self._begin(place.arrived(parent.session_id if parent else None), parent)
+        stay.heard_s, stay.tools = place.heard_s, dict(place.tools)
+        self._settle(stay)
 
     def call_started(
         self, stay: Stay, *, wanted: str = "", prompt_bytes: int = 0, final: bool = False
@@ -109,22 +119,14 @@ class Desk:
         if stay.over:
             raise SessionOverError(stay.over)
         usable = _CALL_ID.fullmatch(wanted) and wanted not in self._in_flight
-        now_s = time.monotonic()
-        call = Call(CallId(wanted if usable else uuid4().hex), stay, final, now_s)
+        call_id = CallId(wanted if usable else uuid4().hex)
+        call = Call(call_id, stay, final, queued_s=time.monotonic())
         self._in_flight.add(call.call_id)
         stay.stop_timer()
         stay.calls.add(call)
         stay.gone = False
         stay.turn += 1
-        self.emit(
-            ev.CallQueued(
-                at_s=now_s,
-                session_id=stay.session_id,
-                call_id=call.call_id,
-                turn=stay.turn,
-                prompt_bytes=prompt_bytes,
-            )
-        )
+        self.emit(call.queued(prompt_bytes))
         return call
 
     def call_finished(
@@ -143,11 +145,7 @@ class Desk:
         stay.calls.discard(call)
         if stay.over and not stay.calls and not call.told:
             self._orphans.pop(stay.session_id, None)
-        if first_byte_s is not None:
-            first_byte_s -= call.queued_s
-        self._tell_finished(
-            call, ok=ok, why=why, gone=gone, status=status, first_byte_s=first_byte_s
-        )
+        self._tell_finished(call, CallEnd(ok, why, gone, status, first_byte_s))
         stay.heard_s = time.monotonic()
         stay.final |= call.final
         stay.gone = gone
@@ -155,8 +153,7 @@ class Desk:
 
     def end(self, session_id: SessionId, why: str) -> bool:
         """End a session, open calls or not; False when there is none of this id."""
-        stay = self._stays.get(session_id)
-        if stay is not None:
+        if (stay := self._stays.get(session_id)) is not None:
             self._end(stay, why, "asked for")
         return stay is not None
 
@@ -203,31 +200,41 @@ class Desk:
         stay = self._stays.get(decision.session_id)
         return None if stay is None else stay.obey(decision, now_s)
 
-    def _arrive(self, session_id: SessionId, identity: Identity, asking: Asking) -> Stay:
+    def _arrive(
+        self,
+        session_id: SessionId,
+        identity: Identity,
+        prompt_bytes: int,
+        patience_s: float | None,
+    ) -> Stay:
         for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
-            self._tell_finished(call, ok=False, why="its session was ended, and has come back")
-        now_s = time.monotonic()
-        parent = self._stays.get(identity.parent_id) if identity.parent_id else None
-        if parent is not None and parent.tenant != identity.tenant:
-            parent = None  # nobody enters on another tenant's word
+            self._tell_finished(call, CallEnd(ok=False, why=_COME_BACK))
+        now_s, parent = time.monotonic(), self._parent(identity)
         if parent is None or not parent.admitted:
             self._refuse_if_full(session_id, now_s)
-        stay = Stay(session_id, now_s, tenant=identity.tenant, parent=parent)
-        self._stays[session_id] = stay
+        arrived = ev.SessionArrived(
+            at_s=now_s,
+            session_id=session_id,
+            rule=identity.rule,
+            prompt_bytes=prompt_bytes,
+            patience_s=patience_s,
+            parent_id=parent.session_id if parent else None,
+            tenant=identity.tenant,
+        )
+        return self._begin(arrived, parent)
+
+    def _parent(self, identity: Identity) -> Stay | None:
+        """Nobody enters on another tenant's word."""
+        parent = self._stays.get(identity.parent_id) if identity.parent_id else None
+        return parent if parent is not None and parent.tenant == identity.tenant else None
+
+    def _begin(self, arrived: ev.SessionArrived, parent: Stay | None) -> Stay:
+        stay = Stay.of(arrived, parent, time.monotonic())
+        self._stays[arrived.session_id] = stay
         if parent is not None:
             parent.children += 1
             parent.stop_timer()
-        self.emit(
-            ev.SessionArrived(
-                at_s=now_s,
-                session_id=session_id,
-                rule=identity.rule,
-                prompt_bytes=asking.prompt_bytes,
-                patience_s=asking.patience_s(),
-                parent_id=parent.session_id if parent else None,
-                tenant=identity.tenant,
-            )
-        )
+        self.emit(arrived)
         return stay
 
     def _refuse_if_full(self, session_id: SessionId, now_s: float) -> None:
@@ -268,14 +275,7 @@ class Desk:
 
     def _return(self, stay: Stay, asking: Asking) -> None:
         stay.away = False
-        self.emit(
-            ev.SessionReturned(
-                at_s=time.monotonic(),
-                session_id=stay.session_id,
-                prompt_bytes=asking.prompt_bytes,
-                patience_s=asking.patience_s(),
-            )
-        )
+        self.emit(stay.returned(asking, time.monotonic()))
 
     def _left(self, stay: Stay) -> None:
         """A client has left at the gate."""
@@ -286,20 +286,10 @@ class Desk:
             stay.gone, stay.heard_s = True, time.monotonic()
         self._settle(stay)
 
-    def _tell_finished(self, call: Call, *, ok: bool, why: str, **more: Any) -> None:
-        if call.told:
-            return
-        call.told = True
-        self.emit(
-            ev.CallFinished(
-                at_s=time.monotonic(),
-                session_id=call.stay.session_id,
-                call_id=call.call_id,
-                ok=ok,
-                why=why,
-                **more,
-            )
-        )
+    def _tell_finished(self, call: Call, end: CallEnd) -> None:
+        if not call.told:
+            call.told = True
+            self.emit(call.finished(time.monotonic(), end))
 
     def _settle(self, stay: Stay) -> None:
         """Nothing of a stay may be with us now: end it, or see to it that its silence ends."""
@@ -326,6 +316,5 @@ class Desk:
         self.emit(ev.SessionEnded(at_s=now_s, session_id=stay.session_id, why=why, by=by))
         stay.wake()
         if (parent := stay.parent) is not None:
-            parent.children -= 1
-            parent.heard_s = time.monotonic()
+            parent.children, parent.heard_s = parent.children - 1, now_s
             self._settle(parent)

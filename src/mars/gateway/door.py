@@ -63,7 +63,7 @@ def read_secret(path: str) -> str:
     try:
         secret = Path(path).read_text().partition("\n")[0].strip()
     except (OSError, UnicodeError) as error:
-        raise InputError(f"cannot read the engine's key from {path}: {error}") from None
+        raise InputError(f"cannot read a key from {path}: {error}") from None
     if not secret:
-        raise InputError(f"the first line of {path} is empty: it must be the engine's key")
+        raise InputError(f"the first line of {path} is empty: it must be the key")
     return secret

@@ -122,13 +122,15 @@ class _Sessions:
             case ev.SessionArrived():
                 tenant = self._tenants[event.session_id] = self._names.label(event.tenant)
                 self.arrived.labels(tenant).inc()
-                self._waits_since_s[event.session_id] = event.at_s
+                if not event.was_in:
+                    self._waits_since_s[event.session_id] = event.at_s
             case ev.SessionReturned():
                 self._waits_since_s[event.session_id] = event.at_s
             case ev.SessionAdmitted():
                 self.admitted.labels(event.by).inc()
-                since_s = self._waits_since_s.pop(event.session_id, event.at_s)
-                self.gate_wait.observe(event.at_s - since_s)
+                since_s = self._waits_since_s.pop(event.session_id, None)
+                if since_s is not None:  # else none of its requests was at the gate
+                    self.gate_wait.observe(event.at_s - since_s)
             case ev.SessionPaused():
                 self.paused.inc()
             case ev.SessionEnded():

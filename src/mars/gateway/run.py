@@ -2,9 +2,9 @@
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -23,13 +23,16 @@ from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
 from mars.gateway.heads import BoundedHeads
+from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
+from mars.gateway.places import Place, read_places
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
-from mars.stream.log import LogWriter
+from mars.stream.log import LogWriter, set_aside
 
+_log: Final = logging.getLogger(__name__)
 _LOOK_S: Final = 0.5
 _FLUSH_S: Final = 0.2
 _GRACE_S: Final = 1.0
@@ -61,12 +64,16 @@ async def serve(
     used, PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
+        places = _left_behind(log)
         record = stack.enter_context(_recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         control = ControlPlane(build_admission(scheduling), scheduling.gate)
         desk = Desk(control, settings, record=record.write, publish=publisher)
+        desk.read_by(Journal().observe)
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
         app = build_app(desk, upstream, settings, ring)
+        for place in places:
+            desk.restore(place)
         listener = stack.enter_context(_bound(host, port))
         ear = stack.enter_context(Ear.listening(desk, subscribe))
 
@@ -199,7 +206,7 @@ def _is_loopback(listener: socket.socket) -> bool:
 
 
 def _warn(text: str) -> None:
-    print(f"mars: {text}", file=sys.stderr)  # noqa: T201
+    _log.warning("%s", text)
 
 
 @contextmanager
@@ -225,6 +232,17 @@ def _publishing(endpoint: str | None) -> Iterator[Callable[[Sequence[Event]], No
         publisher.close()
 
 
+def _left_behind(log: Path | None) -> list[Place]:
+    """Places of sessions that a killed gateway has left in the log; a broken log has none."""
+    if log is None or not log.is_file():
+        return []
+    try:
+        return read_places(log, time.monotonic())
+    except InputError as error:
+        _log.warning("sessions before this start are not known: %s", error)
+        return []
+
+
 class _Record:
     """The log. A disk that fails costs the log, not the traffic."""
 
@@ -247,12 +265,14 @@ class _Record:
             do(self._log)
         except OSError as error:
             self._log = None
-            _warn(f"the event log ends here: {error}")
+            _log.error("the event log ends here: %s", error)
 
 
 @contextmanager
 def _recording(path: Path | None, settings: dict[str, Any]) -> Iterator[_Record]:
     try:
+        if path is not None:
+            set_aside(path)
         record = _Record(LogWriter(path, settings) if path is not None else None)
     except OSError as error:
         raise InputError(f"cannot write the event log {path}: {error.strerror}") from None

@@ -1,6 +1,6 @@
 """The gateway's settings."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +32,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """So many sessions may wait at the gate; a new one beyond that gets a 429 with Retry-After.
     None: no limit, which agents take best (OpenHands does not read Retry-After, and gives up after
     5 attempts)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What the gateway's log says at least (gateway.journal); `debug`: each session as well."""
     keepalive_s: Seconds = 10.0
     """A streaming request at the gate is sent an SSE comment this often, so that its client does
     not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""

@@ -36,9 +36,9 @@ class Asking(NamedTuple):
     """A request that asks to enter."""
 
     prompt_bytes: int
+    still_waiting: Callable[[], Awaitable[None]]
     patience_s: Callable[[], float | None]
     """How long its client waits for a byte; costs a look into the body."""
-    still_waiting: Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +71,24 @@ class Stay:
     def quiet(self) -> bool:
         """Nothing of it is with us."""
         return not (self.over or self.calls or self.waiting or self.children)
+
+    @classmethod
+    def of(cls, arrived: ev.SessionArrived, parent: "Stay | None", now_s: float) -> "Stay":
+        return cls(
+            arrived.session_id,
+            heard_s=now_s,
+            turn=arrived.turn,
+            tenant=arrived.tenant,
+            parent=parent,
+        )
+
+    def returned(self, asking: Asking, now_s: float) -> ev.SessionReturned:
+        return ev.SessionReturned(
+            at_s=now_s,
+            session_id=self.session_id,
+            prompt_bytes=asking.prompt_bytes,
+            patience_s=asking.patience_s(),
+        )
 
     def obey(self, decision: Admit | Pause, now_s: float) -> ev.Event | None:
         """The fact that the decision is now; None: it changes nothing."""
@@ -141,3 +159,35 @@ class Call:
     """When it was handed to the engine, on the machine's monotonic clock."""
     told: bool = False
     """CallFinished has been emitted."""
+
+    def queued(self, prompt_bytes: int) -> ev.CallQueued:
+        return ev.CallQueued(
+            at_s=self.queued_s,
+            session_id=self.stay.session_id,
+            call_id=self.call_id,
+            turn=self.stay.turn,
+            prompt_bytes=prompt_bytes,
+        )
+
+    def finished(self, now_s: float, end: "CallEnd") -> ev.CallFinished:
+        first_byte_s = None if end.first_byte_s is None else end.first_byte_s - self.queued_s
+        return ev.CallFinished(
+            at_s=now_s,
+            session_id=self.stay.session_id,
+            call_id=self.call_id,
+            ok=end.ok,
+            why=end.why,
+            gone=end.gone,
+            status=end.status,
+            first_byte_s=first_byte_s,
+        )
+
+
+class CallEnd(NamedTuple):
+    ok: bool
+    why: str = ""
+    gone: bool = False
+    """Its client cut it."""
+    status: int | None = None
+    first_byte_s: float | None = None
+    """When the first byte of the engine's answer came, on the machine's monotonic clock."""

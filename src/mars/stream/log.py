@@ -8,6 +8,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class LogWriter:
     """Appends events to a file; what was handed over is in the file after `flush`."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """What the file held before is lost: see `set_aside`."""
         self._file = path.open("wb", buffering=1 << 16)
         head = LogHead(log=1, at_s=time.monotonic(), wall_s=time.time(), settings=settings)
         self._file.write(_encoder.encode(head) + b"\n")
@@ -52,20 +54,42 @@ def read_log(path: Path) -> tuple[LogHead, Iterator[Event]]:
     """
     if not path.is_file():
         raise InputError(f"no event log at {path}")
-    lines = path.read_bytes().split(b"\n")[:-1]
-    if not lines:
+    first = next(_lines(path), None)
+    if first is None:
         raise InputError(f"{path} is empty")
     try:
-        head = msgspec.json.decode(lines[0], type=LogHead)
+        head = msgspec.json.decode(first, type=LogHead)
     except ValueError as error:  # not JSON, not UTF-8, or not of this type
         raise InputError(f"{path}:1: not the head of an event log: {error}") from None
-    return head, _events(path, lines)
+    return head, _events(path)
 
 
-def _events(path: Path, lines: list[bytes]) -> Iterator[Event]:
+def set_aside(path: Path) -> None:
+    """Keep what is at `path` under the first free name of `path.1`, `path.2`, ..., if it is a file.
+
+    Raises OSError.
+    """
+    if path.is_file():
+        free = next(
+            name
+            for number in count(1)
+            if not (name := path.with_name(f"{path.name}.{number}")).exists()
+        )
+        path.rename(free)
+
+
+def _events(path: Path) -> Iterator[Event]:
     decoder = msgspec.json.Decoder(Event)
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(islice(_lines(path), 1, None), 2):
         try:
             yield decoder.decode(line)
         except ValueError as error:
             raise InputError(f"{path}:{number}: not an event: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """One after the other: a log may be larger than memory."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
