@@ -434,7 +434,9 @@ class Shell(RuleBasedStateMachine):
         sessions = self.plane.sessions
         open_calls = sum(session in self.stages for session in self.calls.values())
         assert sum(session.open_calls for session in sessions.values()) == open_calls
-        assert (self.plane.pressure.busy_since_s is None) == (open_calls == 0)
+        pressure = self.plane.pressure
+        if open_calls or pressure.engine_at_s is not None:
+            assert (pressure.owes_since_s is None) == (open_calls == 0)
         if self.kv_total_tokens:
             contexts = sum(sessions[SessionId(it)].context_tokens for it in self.active)
             assert self.plane.pressure.kv_session_frac == contexts / self.kv_total_tokens
@@ -481,8 +483,11 @@ def test_a_late_start_is_counted_and_does_not_reopen_the_call() -> None:
 
 
 def test_the_last_call_may_close_after_its_session() -> None:
-    plane = plane_with(arrived("s"), admitted("s"), queued("s", "c"), ended("s"))
-    assert plane.pressure.busy_since_s is None
+    plane = plane_with(arrived("s"), admitted("s"), queued("s", "c"))
+    plane.handle(engine_sampled(1, 100))
+    assert plane.pressure.owes_since_s is not None
+    plane.handle(ended("s"))
+    assert plane.pressure.owes_since_s is None
     plane.handle(finished("s", "c"))
     assert (plane.sessions, plane.late) == ({}, 1)
 
@@ -569,7 +574,7 @@ def test_pressure_is_read_off_the_samples() -> None:
         tool_wait_s=0.5,
         engine_at_s=4.0,
         tools_at_s=5.0,
-        busy_since_s=3.0,
+        owes_since_s=3.0,
     )
     assert plane.pressure.kv_frac == 0.5
     assert plane.pressure.blind_s(10.0) == 6.0

@@ -10,6 +10,7 @@ from tests.policy.fleet import Fleet
 
 from mars.core import events as ev
 from mars.core.admission import Admission, GateSettings
+from mars.core.ids import CallId, SessionId
 from mars.core.residency import Residency, ResidencySettings
 from mars.core.window import Window, WindowSettings
 from mars.policy.concur import Concur, ConcurSettings
@@ -56,6 +57,11 @@ class Watched(Fleet):
         return [name for name, phase in self.phases.items() if phase == "gated"]
 
 
+class Unheard(Watched):
+    def sample(self, used_tokens: int) -> None:
+        """There is nobody who would."""
+
+
 def crowded(admission: Admission) -> Watched:
     """One session calls an engine whose KV is full, another waits."""
     fleet = Watched(admission)
@@ -94,6 +100,24 @@ def test_an_idle_engine_is_not_lost() -> None:
     fleet.pass_by(10 * BLIND_S)
     fleet.arrive("waits")
     assert (fleet.gated, fleet.said) == (["waits"], [])
+
+
+@pytest.mark.parametrize("make", ADMISSIONS.values(), ids=ADMISSIONS)
+def test_an_engine_that_was_never_heard_holds_nobody_up(make: Callable[[], Admission]) -> None:
+    """One without the plugin: its calls are short, and it never owes for long at a time."""
+    fleet = Unheard(make())
+    for number in range(20):
+        name = f"s{number}"
+        fleet.arrive(name)
+        if name not in fleet.gated:
+            fleet.begin(name)
+            fleet.tell(
+                ev.CallFinished(
+                    at_s=fleet.now_s, session_id=SessionId(name), call_id=CallId(name), ok=True
+                )
+            )
+        fleet.pass_by(BLIND_S / 10)
+    assert (fleet.gated, fleet.said) == ([], ["no samples"])
 
 
 def test_an_engine_that_falls_idle_unheard_is_still_lost() -> None:

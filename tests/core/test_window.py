@@ -256,7 +256,7 @@ PRESSURES = st.builds(
     tool_load=st.floats(0.0, 4.0),
     tool_wait_s=st.floats(0.0, 10.0),
     engine_at_s=st.none() | st.floats(0.0, 100.0),
-    busy_since_s=st.none() | st.floats(0.0, 100.0),
+    owes_since_s=st.none() | st.floats(0.0, 100.0),
 )
 
 

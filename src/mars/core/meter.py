@@ -29,6 +29,7 @@ class Meter:
                     self.pressure,
                     kv_used_frac=event.kv_used_blocks / event.kv_total_blocks,
                     engine_at_s=event.at_s,
+                    owes_since_s=self.pressure.owes_since_s if self.open_calls else None,
                 )
                 self.foresee()
             case ev.ToolsSampled():
@@ -61,10 +62,11 @@ class Meter:
 
     def count_calls(self, now_s: float, calls: int) -> None:
         """So many more (less, if negative) are open."""
-        was_busy = self.open_calls > 0
         self.open_calls += calls
-        if was_busy != (self.open_calls > 0):
-            self.pressure = replace(self.pressure, busy_since_s=None if was_busy else now_s)
+        if self.open_calls and self.pressure.owes_since_s is None:
+            self.pressure = replace(self.pressure, owes_since_s=now_s)
+        elif not self.open_calls and self.pressure.engine_at_s is not None:
+            self.pressure = replace(self.pressure, owes_since_s=None)
 
     def foresee(self) -> None:
         """KV that the sessions past the gate have or are about to have."""

@@ -18,8 +18,9 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     engine_at_s: float | None = None
     """When the engine half was sampled; None: never (an engine without our plugin)."""
     tools_at_s: float | None = None
-    busy_since_s: float | None = None
-    """Since when the engine has had open calls without a pause; None: it is idle."""
+    owes_since_s: float | None = None
+    """Since when there would have been something to tell: since the engine has had open calls
+    without a pause; of one that was never heard, since its first call. None: nothing now."""
 
     @property
     def kv_frac(self) -> float:
@@ -27,9 +28,9 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
 
     def blind_s(self, now_s: float) -> float:
         """How long the engine has owed us a sample. An idle engine takes no steps and owes none."""
-        if self.busy_since_s is None:
+        if self.owes_since_s is None:
             return 0.0
-        return now_s - max(self.busy_since_s, self.engine_at_s or 0.0)
+        return now_s - max(self.owes_since_s, self.engine_at_s or 0.0)
 
 
 class Hysteresis(msgspec.Struct, kw_only=True):
