@@ -9,7 +9,7 @@ DELETE /mars/sessions/ID, POST /mars/sessions/ID/end
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -27,14 +27,8 @@ from mars.gateway.proxy import GatedCall, PassThrough
 from mars.gateway.recall import Recall
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
-from mars.gateway.wires import MESSAGES, OPENAI, RESPONSES, Wire
 
-_GATED: Final[Mapping[str, Wire]] = {
-    "/v1/chat/completions": OPENAI,
-    "/v1/completions": OPENAI,
-    "/v1/responses": RESPONSES,
-    "/v1/messages": MESSAGES,
-}
+_CALLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 """Paths of model calls; what is posted to others asks for no KV that a later call goes on from."""
 
 
@@ -82,17 +76,14 @@ def build_app(desk: Desk, upstream_url: str, settings: GatewaySettings) -> Starl
         async with upstream:
             yield
 
-    views, recall = _Views(desk, upstream), Recall(infers=settings.infer_sessions)
+    views = _Views(desk, upstream)
+    gated = GatedCall(desk, Recall(infers=settings.infer_sessions), upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     app = Starlette(
         lifespan=lifespan,
         routes=[
-            *(
-                Route(path, GatedCall(desk, recall, upstream, settings, wire), methods=["POST"])
-                for path, wire in _GATED.items()
-            ),
-            Route("/v1/messages/{rest:path}", PassThrough(upstream, settings, MESSAGES)),
-            Route("/v1/{rest:path}", PassThrough(upstream, settings, OPENAI)),
+            *(Route(path, gated, methods=["POST"]) for path in _CALLS),
+            Route("/v1/{rest:path}", PassThrough(upstream, settings)),
             Route("/health", views.health),
             Route("/mars/status", views.status),
             Route("/mars/sessions", views.sessions),
