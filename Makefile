@@ -27,6 +27,7 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-secrets '^none$$'
 
 # What the plugin costs per scheduler step, against stock vLLM.
 bench: $(READY)

@@ -19,7 +19,9 @@ def collected(path: Path) -> set[str]:
                 found.add(name)
             case ast.ClassDef(name=name, body=body):
                 found.add(name)
-                methods = (it for it in body if isinstance(it, ast.FunctionDef))
+                methods = (
+                    it for it in body if isinstance(it, ast.FunctionDef | ast.AsyncFunctionDef)
+                )
                 found |= {f"{name}::{method.name}" for method in methods}
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute(attr="TestCase")):
                 found.add(name)

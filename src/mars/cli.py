@@ -143,6 +143,22 @@ def gateway(
 
 
 @cli.command()
+@click.argument("name")
+@click.option("--file", "path", required=True, type=click.Path(path_type=Path))
+@click.option("--tenant", default="", help="Whose the sessions are that it opens.")
+@click.option("--admin", is_flag=True, help="May use /mars/... and /metrics.")
+def key(*, name: str, path: Path, tenant: str, admin: bool) -> None:
+    """Make an API key for the gateway, show it once, and add its hash to a file.
+
+    The gateway asks for keys when it is given that file: --set gateway.keys_file=FILE. To take a
+    key back, delete its line; a gateway that runs sees that.
+    """
+    from mars.gateway.keys import make_key
+
+    click.echo(make_key(path, name=name, tenant=tenant, admin=admin))
+
+
+@cli.command()
 @click.option("--policy", help="Default: mars.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="Default: any free one.")
@@ -294,6 +310,20 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 
 
 @cli.command()
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option("--every", "every_s", default=1.0, show_default=True, type=_POSITIVE, help="Seconds.")
+@click.option("--once", is_flag=True, help="Print one frame with every session, and end.")
+def top(*, url: str, every_s: float, once: bool) -> None:
+    """Watch a gateway live: sessions by phase, window, pressure, who waits and why.
+
+    URL is the gateway's. q or Ctrl-C leaves.
+    """
+    from mars.bench.top import top_command
+
+    top_command(url, every_s=every_s, once=once)
+
+
+@cli.command()
 @click.option("--profile", required=True, help="GPU/model, for example h100-nvl/qwen3-coder-30b.")
 @click.option("--workload", required=True, help="A class (swe, ...), FILE.toml or TRACE.jsonl.")
 @click.option("--policy", "policies", default="mars", show_default=True, help="A,B: a column each.")
@@ -302,6 +332,13 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 @click.option("--rate", type=_POSITIVE, help="Instead: sessions a second.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0))
 @click.option("--tool-cores", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--host-gib",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1e5),
+    help="Host memory behind the KV (--kv-offloading-size).",
+)
 @click.option("--set", "overrides", multiple=True, metavar="scheduling.A.B=VALUE")
 @click.option("--json", "as_json", is_flag=True, help="The figures for programs, a line a policy.")
 @click.option("--events", type=click.Path(path_type=Path), help="Write the event log here.")
@@ -392,6 +429,24 @@ def _fresh_folder(kind: str) -> Path:
     if folder.exists():
         raise InputError(f"{folder} exists: name another folder")
     return folder
+
+
+@cli.command("bench-tools")
+@click.argument("model", required=False)
+@click.option("--per-core", default=4, show_default=True, type=click.IntRange(1, 64))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="One setting.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Logs.")
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def bench_tools(**options: Any) -> None:
+    """What busy tools do to engine and gateway: leased, and started beside the tool server.
+
+    Without MODEL: the tiny model, on the CPU. What follows -- goes to vLLM.
+    """
+    from mars.bench.beside_tools import bench_tools_command
+
+    folder = options.pop("folder") or _fresh_folder("bench-tools")
+    bench_tools_command(folder=folder, **options)
 
 
 @cli.command("bench-simulator")

@@ -243,7 +243,7 @@ Stage = Literal["gated", "inside", "paused"]
 
 
 def moves(decisions: list[Decision]) -> list[Admit | Pause]:
-    return [it for it in decisions if not isinstance(it, Shut)]
+    return [it for it in decisions if isinstance(it, Admit | Pause)]
 
 
 class Shell(RuleBasedStateMachine):

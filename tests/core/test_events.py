@@ -61,6 +61,7 @@ def test_every_event_comes_back_from_the_wire(kind: type[ev.Event], data: st.Dat
 def test_the_tag_is_the_name_of_the_event() -> None:
     event = ev.SessionEnded(at_s=1.5, session_id=SessionId("s"), why="done")
     line = {"event": "SessionEnded", "at_s": 1.5, "session_id": "s", "why": "done"}
+    line["by"] = "final request"
     assert msgspec.to_builtins(event) == line
 
 

@@ -181,23 +181,6 @@ def test_it_says_why() -> None:
     assert gate.last.why_not == "tools: 3.0 a slot, 1.0 s of waiting for cores"
 
 
-def test_a_blind_gate_opens() -> None:
-    gate = Gate(Window(settings(first=1, blind_s=15.0)))
-    never = Pressure(busy_since_s=100.0, kv_used_frac=1.0)
-    assert gate.ask(active=3, waiting=4, pressure=never, now_s=115.0).entered == 0
-    assert gate.ask(active=3, waiting=4, pressure=never, now_s=115.5) == (None, 4)
-    assert "no engine samples for 16 s" in gate.last.admit[0].why
-    stale = msgspec.structs.replace(never, engine_at_s=110.0)
-    assert gate.ask(active=3, waiting=4, pressure=stale, now_s=125.0).entered == 0
-    assert gate.ask(active=3, waiting=4, pressure=stale, now_s=125.5).entered == 4
-
-
-def test_an_idle_engine_is_not_blind() -> None:
-    gate = Gate(Window(settings(first=2)))
-    asked = gate.ask(active=2, waiting=0, pressure=Pressure(engine_at_s=1.0), now_s=1e6)
-    assert asked == (2, 0)
-
-
 def test_low_marks_above_high_marks_are_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="`kv_low_frac` must not be above"):
         settings(kv_low_frac=0.9, kv_high_frac=0.8)
@@ -305,7 +288,7 @@ class Fleet:
         self.active = 0
         self.waiting = 0
 
-    def step(self, step: Step) -> tuple[int, int | None]:
+    def step(self, step: Step) -> tuple[int, int]:
         """Returns how many were active when the gate was asked, and the window after it."""
         self.waiting += step.arrivals
         self.active = active = max(0, self.active - step.ended)
@@ -313,6 +296,7 @@ class Fleet:
         asked = self.gate.ask(active, self.waiting, step.pressure, step.now_s)
         self.active += asked.entered
         self.waiting -= asked.entered
+        assert asked.size is not None
         return active, asked.size
 
 
@@ -350,8 +334,6 @@ def test_no_history_moves_the_window_twice_in_a_turnover(
     for step in history:
         active, after = fleet.step(step)
         finished += step.finished
-        if after is None:
-            continue  # blind: the window is not in force
         may_move = may_move or finished >= max(1, active)
         if after != size:
             assert may_move, "moved twice in a turnover"
@@ -366,8 +348,6 @@ def test_no_overload_grows_the_window_or_lets_in_more_than_least(
     size = limits.first
     for step in history:
         active, after = fleet.step(step)
-        if after is None:
-            continue
         if is_overloaded(step.pressure, limits):
             assert after <= size
             assert fleet.active <= max(active, limits.least)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mars.core import events as ev
+from mars.stream.log import read_log
+
 pytestmark = pytest.mark.timeout(500)
 
 
@@ -60,3 +63,20 @@ def test_bad_input_is_named_and_ends_with_2(
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_what_tools_do_to_engine_and_gateway_is_measured(tmp_path: Path) -> None:
+    ran = mars("bench-tools", "--rounds", "1", "--per-core", "2", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = [line.split() for line in ran.stdout.splitlines()]
+    figures = {
+        row[1]: [float(cell) for cell in row[3:9:2]]
+        for row in rows
+        if row[:1] == ["│"] and row[1] != "│"
+    }
+    assert list(figures) == ["none", "leased", "free"]
+    assert all(step_ms > 0 and call_ms > step_ms for step_ms, call_ms, _ in figures.values())
+    events = read_log(next(tmp_path.glob("runs/bench-tools-*/events.jsonl")))[1]
+    burnt = [e for e in events if isinstance(e, ev.ToolFinished)]
+    assert burnt
+    assert {e.why for e in burnt} == {"cancelled"}

@@ -25,15 +25,17 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.window import WindowSettings
-from mars.gateway.app import SessionRow, Status, build_app
+from mars.gateway.app import Status, build_app
 from mars.gateway.desk import Desk
+from mars.gateway.keys import KeyRing
+from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling, build_admission
 
 T = TypeVar("T", bound=ev.Fact)
 
 CHAT = "/v1/chat/completions"
-ONE_AT_A_TIME = Scheduling(policy="mars-aimd", window=WindowSettings(first=1, blind_s=1e6))
+ONE_AT_A_TIME = Scheduling(policy="mars-aimd", window=WindowSettings(first=1))
 """With the engine's KV full, as `gateway` reports it then: the window stays at one session."""
 
 
@@ -168,11 +170,12 @@ async def gateway(
     engine_url: str,
     settings: GatewaySettings | None = None,
     scheduling: Scheduling | Admission | None = None,
+    ring: KeyRing | None = None,
 ) -> AsyncIterator[Rig]:
     settings = settings or GatewaySettings()
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
-    async with serving(build_app(desk, engine_url, settings)) as url:
+    async with serving(build_app(desk, engine_url, settings, ring)) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)

@@ -21,7 +21,7 @@ from mars.policy.presets import Scheduling
 
 SESSIONS = 300
 SETTINGS = GatewaySettings(idle_s=0.1, gone_s=0.02, keepalive_s=0.01)
-FEW = Scheduling(policy="mars-aimd", window=WindowSettings(first=16, least=16, blind_s=1e6))
+FEW = Scheduling(policy="mars-aimd", window=WindowSettings(first=16, least=16))
 """With the engine's KV full: 16 at a time."""
 
 
@@ -110,5 +110,7 @@ async def test_nothing_is_left(
         assert len(queued) > SESSIONS / 10  # a busy machine outlasts much patience
         assert len(rig.of(ev.SessionArrived)) == len(rig.of(ev.SessionEnded))
         whys = {event.why for event in rig.of(ev.SessionEnded)}
-        assert {"client left at the gate", "fuzz", "its final request is answered"} <= whys
+        assert {"fuzz", "its final request is answered"} <= whys
+        if scheduling is FEW:  # where others are sent back, few wait for long
+            assert "client left at the gate" in whys
         await rig.say("afterwards")

@@ -19,6 +19,7 @@ from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.gateway.app import Status
+from mars.gateway.keys import make_key
 from mars.gateway.run import serve
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling
@@ -232,3 +233,36 @@ async def test_a_full_disk_costs_the_log_and_not_the_traffic(
             assert (await gateway.post("a")).status == 200
             said += capfd.readouterr().err
         assert (await gateway.post("a")).status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
+@pytest.mark.parametrize("keys", [0, 1])
+async def test_a_port_that_all_can_reach_without_a_key_is_warned_of(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str, keys: int
+) -> None:
+    settings = GatewaySettings()
+    if keys:
+        make_key(tmp_path / "keys", name="ci", tenant="", admin=False)
+        settings = GatewaySettings(keys_file=str(tmp_path / "keys"))
+    async with running(engine.url, host=host, settings=settings):
+        warned = "no key is asked for" in capsys.readouterr().err
+        assert warned is (host != "127.0.0.1" and not keys)
+
+
+async def test_a_key_that_is_taken_back_opens_nothing_more(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    secret = make_key(path, name="ci", tenant="", admin=False)
+    make_key(path, name="other", tenant="", admin=False)
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with running(engine.url, settings=GatewaySettings(keys_file=str(path))) as gateway:
+
+        async def status() -> int:
+            async with gateway.http.get(gateway.url + "/v1/models", headers=headers) as response:
+                return response.status
+
+        assert await status() == 200
+        path.write_text(path.read_text().splitlines()[1] + "\n")
+        async with asyncio.timeout(60):
+            while (found := await status()) == 200:
+                pass
+        assert found == 401

@@ -31,7 +31,7 @@ class Talks:
         session_id = found.session_id or SessionId(f"new{self._arrived}")
         self.requests[session_id].append((talk, turn))
         assert found.asked is not None
-        call = Call(CallId("c"), Stay(session_id, 0.0), final=found.final)
+        call = Call(CallId("c"), Stay(session_id, 0.0), final=found.final, queued_s=0.0)
         return AnswerReader(found.asked, self.recall, call)
 
 

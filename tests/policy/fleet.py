@@ -1,9 +1,9 @@
 """A control plane with sessions in it, told in numbers: for the admissions that read sessions."""
 
 from mars.core import events as ev
-from mars.core.admission import Admission
-from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Decision, Pause, Shut
+from mars.core.admission import Admission, GateSettings
+from mars.core.control import UNBOUNDED, ControlPlane
+from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId, SessionId
 
 BYTES_A_TOKEN = 4
@@ -12,8 +12,11 @@ BYTES_A_TOKEN = 4
 class Fleet:
     """Carries decisions out at once, as the gateway does."""
 
-    def __init__(self, admission: Admission, *, kv_tokens: int = 10_000) -> None:
-        self.plane = ControlPlane(admission)
+    def __init__(
+        self, admission: Admission, *, kv_tokens: int = 10_000, gate: GateSettings = UNBOUNDED
+    ) -> None:
+        self.plane = ControlPlane(admission, gate)
+        self.told: list[ev.Event] = []
         self.now_s = 0.0
         self.kv_tokens = kv_tokens
         self.sample(0)
@@ -21,6 +24,7 @@ class Fleet:
     def tell(self, event: ev.Event) -> None:
         facts = [event]
         for fact in facts:
+            self.told.append(fact)
             facts += map(self.carried_out, self.plane.handle(fact))
             self.plane.check()
 
@@ -28,19 +32,17 @@ class Fleet:
         match decision:
             case Admit():
                 return ev.SessionAdmitted(
-                    at_s=self.now_s, session_id=decision.session_id, why=decision.why
+                    at_s=self.now_s,
+                    session_id=decision.session_id,
+                    why=decision.why,
+                    by=decision.by,
                 )
             case Pause():
                 return ev.SessionPaused(
                     at_s=self.now_s, session_id=decision.session_id, why=decision.why
                 )
-            case Shut():
-                return ev.GateShut(
-                    at_s=self.now_s,
-                    limit=decision.limit,
-                    why=decision.why,
-                    waiting=decision.waiting,
-                )
+            case Shut() | FailOpen():
+                return said(decision, self.now_s)
 
     def tick(self, passed_s: float) -> None:
         self.now_s += passed_s

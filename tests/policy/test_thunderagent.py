@@ -10,7 +10,6 @@ from tests.policy.fleet import Fleet
 from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.ids import SessionId
-from mars.core.pressure import Pressure
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
 
 EXACT = ThunderAgentSettings(buffer_tokens=0)
@@ -134,19 +133,6 @@ def test_a_session_that_ended_is_forgotten() -> None:
     fleet.arrive("b")
     fleet.call("b", 10)
     assert fleet.phases["b"] == "acting", "the mark was of another stay"
-
-
-def test_a_gate_that_cannot_see_opens() -> None:
-    agent = ThunderAgent(EXACT)
-    blind = Pressure(busy_since_s=0.0, kv_session_frac=9.0)
-    assert agent.choose([], [], blind, 15.1).window is None
-    fleet = Fleet(agent)
-    fleet.arrive("a", tokens=50_000)
-    fleet.begin("a")
-    fleet.arrive("b", tokens=50_000)
-    assert fleet.phases["b"] == "gated"
-    fleet.tick(16.0)
-    assert fleet.phases["b"] == "acting"
 
 
 def test_before_the_first_sample_one_session_enters() -> None:

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import platform
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import click
@@ -14,11 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mars.bench.calibrate import Fit, fit, profile_of
+from mars.bench.own_stack import offered, own_stack
 from mars.bench.points import Point, Server, command_s, kv_capacity, measure
-from mars.bench.tiny import tiny_engine
-from mars.config import Settings, load_settings
 from mars.core.errors import InputError
-from mars.serve.stack import Stack, StackOptions, running_stack
 from mars.sim.profiles import Profile, write_profile
 from mars.tools.client import ToolClient
 
@@ -69,13 +65,13 @@ async def _calibrate(
         )
         tools: ToolClient | None = None
         if upstream is None:
-            stack, vllm_args = await exits.enter_async_context(_engine(model, folder, vllm_args))
+            stack, vllm_args = await exits.enter_async_context(own_stack(model, folder, vllm_args))
             base_url, engine_url = stack.base_url, stack.engine_url
             tools = await exits.enter_async_context(ToolClient(stack.tools_url, stack.tools_token))
         else:
             engine_url = upstream.rstrip("/").removesuffix("/v1")
             base_url = f"{engine_url}/v1"
-        served, most_tokens = await _served(http, base_url)
+        served, most_tokens = await offered(http, base_url)
         step_tokens = step_tokens or given(vllm_args, _STEP_TOKENS) or 8192
         server = Server(http, base_url, engine_url, served, step_tokens)
         points = await measure(server, most_tokens=most_tokens)
@@ -92,32 +88,6 @@ async def _calibrate(
         return points, fitted, profile
 
 
-@asynccontextmanager
-async def _engine(
-    model: str | None, folder: Path, vllm_args: tuple[str, ...]
-) -> AsyncIterator[tuple[Stack, tuple[str, ...]]]:
-    """An engine of our own under stock order, behind the gateway as sessions see it."""
-    env: dict[str, str] = {}
-    if model is None:
-        model, tiny_args, env = tiny_engine()
-        vllm_args = (*tiny_args, *vllm_args)
-    options = StackOptions(
-        model=model,
-        settings=_fcfs(),
-        folder=folder,
-        events=folder / "events.jsonl",
-        port=0,
-        vllm_args=vllm_args,
-        engine_env=env,
-    )
-    async with running_stack(options, click.echo) as stack:
-        yield stack, vllm_args
-
-
-def _fcfs() -> Settings:
-    return load_settings(None, ("scheduling.policy=fcfs",))
-
-
 def given(vllm_args: Sequence[str], option: str) -> int | None:
     """The value of an option among vLLM's arguments; the last one counts."""
     found = None
@@ -126,17 +96,6 @@ def given(vllm_args: Sequence[str], option: str) -> int | None:
         if key == option:
             found = int(value or vllm_args[place + 1])
     return found
-
-
-async def _served(http: aiohttp.ClientSession, base_url: str) -> tuple[str, int]:
-    """(model, longest context) that a server offers."""
-    try:
-        async with http.get(f"{base_url}/models") as response:
-            payload: Any = await response.json(content_type=None)
-        first = payload["data"][0]
-        return str(first["id"]), int(first["max_model_len"])
-    except (aiohttp.ClientError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"no vLLM answers at {base_url}/models: {error!r}") from error
 
 
 def _print(points: Sequence[Point], fitted: Fit, profile: Profile) -> None:

@@ -150,6 +150,10 @@ class _Room:
             case ev.GateShut():
                 self.sign = event
                 self.shut.append(_shut(event.at_s, event))
+            case ev.FailOpenChanged():
+                self.sign = None
+            case ev.SessionRefused():
+                pass
             case _ if event.session_id == self.besides:
                 pass
             case ev.SessionArrived():

@@ -72,7 +72,13 @@ def lives(of: Round) -> list[Life]:
     latest: dict[SessionId, Life] = {}
     for event in of.events:
         match event:
-            case ev.EngineSampled() | ev.ToolsSampled() | ev.GateShut():
+            case (
+                ev.EngineSampled()
+                | ev.ToolsSampled()
+                | ev.SessionRefused()
+                | ev.GateShut()
+                | ev.FailOpenChanged()
+            ):
                 pass
             case ev.SessionArrived():
                 before = latest.get(event.session_id)

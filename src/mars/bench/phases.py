@@ -75,7 +75,13 @@ def fold(events: Iterable[ev.Event]) -> dict[SessionId, list[Span]]:
     lives: dict[SessionId, _Life] = {}
     for event in events:
         match event:
-            case ev.EngineSampled() | ev.ToolsSampled() | ev.GateShut():
+            case (
+                ev.EngineSampled()
+                | ev.ToolsSampled()
+                | ev.SessionRefused()
+                | ev.GateShut()
+                | ev.FailOpenChanged()
+            ):
                 pass
             case ev.SessionArrived():
                 session = Session(event.session_id, event.at_s, since_s=event.at_s)

@@ -74,7 +74,9 @@ async def measure(server: Server, *, most_tokens: int, seed: int = 1) -> list[Po
     """All points, from the smallest on. Raises PartDiedError when the server fails."""
     rng = random.Random(seed)
     points: list[Point] = []
-    await _call(server, _prompt(rng, PROMPTS[0]), 1)  # the first call of all warms the server up
+    await call(
+        server, random_prompt(rng, PROMPTS[0]), 1
+    )  # the first call of all warms the server up
     kv_tokens, block_tokens = await kv_capacity(server)
     for tokens in (n for n in PROMPTS if n < most_tokens):
         for _ in range(REPEATS):
@@ -98,11 +100,11 @@ async def _prompt_points(
     server: Server, rng: random.Random, tokens: int, block_tokens: int
 ) -> list[Point]:
     """The same prompt twice: all of it is computed, then what is in no whole block."""
-    prompt = _prompt(rng, tokens)
+    prompt = random_prompt(rng, tokens)
     points = []
     for kind, cached in (("prompt", 0), ("warm", (tokens - 1) // block_tokens * block_tokens)):
         start_s = time.monotonic()
-        await _call(server, prompt, 1)
+        await call(server, prompt, 1)
         took_s = time.monotonic() - start_s
         fresh = tokens - cached
         steps = -(-fresh // server.step_tokens)
@@ -116,11 +118,11 @@ async def _resumed_point(
     server: Server, rng: random.Random, context: int, tokens: int, block_tokens: int
 ) -> Point:
     """A prompt of `context` tokens is in the cache, and `tokens` more come after it."""
-    prompt = _prompt(rng, context)
-    await _call(server, prompt, 1)
-    prompt += _prompt(rng, tokens)
+    prompt = random_prompt(rng, context)
+    await call(server, prompt, 1)
+    prompt += random_prompt(rng, tokens)
     start_s = time.monotonic()
-    await _call(server, prompt, 1)
+    await call(server, prompt, 1)
     took_s = time.monotonic() - start_s
     cached = context // block_tokens * block_tokens
     fresh = len(prompt) - cached
@@ -136,12 +138,10 @@ async def _decode_points(
     """Answers at once; what counts is the time in which all of them are under way. No point when
     the server does not run so many at once (--max-num-seqs).
     """
-    prompts = [_prompt(rng, context) for _ in range(batch)]
+    prompts = [random_prompt(rng, context) for _ in range(batch)]
     for prompt in prompts:
-        await _call(server, prompt, 1)  # now it is in the cache
-    times = await asyncio.gather(
-        *(_stream(server, prompt, ANSWER_TOKENS, []) for prompt in prompts)
-    )
+        await call(server, prompt, 1)  # now it is in the cache
+    times = await asyncio.gather(*(stream(server, prompt, ANSWER_TOKENS, []) for prompt in prompts))
     start_s, end_s = max(t[0] for t in times), min(t[-1] for t in times)
     inside = [[t for t in token_s if start_s <= t <= end_s] for token_s in times]
     steps = max(len(t) for t in inside) - 1
@@ -163,14 +163,14 @@ async def _mixed_points(server: Server, rng: random.Random, batch: int, tokens: 
     under_way = [asyncio.Event() for _ in answers]
     streams = asyncio.gather(
         *(
-            _stream(server, _prompt(rng, MIXED_CONTEXT), ANSWER_TOKENS, came_s, event)
+            stream(server, random_prompt(rng, MIXED_CONTEXT), ANSWER_TOKENS, came_s, event)
             for came_s, event in zip(answers, under_way, strict=True)
         )
     )
     for event in under_way:
         await event.wait()
     sent_s = time.monotonic()
-    await _call(server, _prompt(rng, tokens), 1)
+    await call(server, random_prompt(rng, tokens), 1)
     answered_s = time.monotonic()
     await streams
     before = [s for s in answers[0] if s <= sent_s]
@@ -184,7 +184,7 @@ async def _mixed_points(server: Server, rng: random.Random, batch: int, tokens: 
     return [Point("mixed", f"{tokens} tokens beside {batch}", counts, after[0] - before[-1])]
 
 
-def _prompt(rng: random.Random, tokens: int) -> list[int]:
+def random_prompt(rng: random.Random, tokens: int) -> list[int]:
     return [rng.randrange(FIRST_TOKEN, LAST_TOKEN) for _ in range(tokens)]
 
 
@@ -198,7 +198,7 @@ def _body(server: Server, prompt: list[int], tokens: int) -> dict[str, Any]:
     }
 
 
-async def _call(server: Server, prompt: list[int], tokens: int) -> None:
+async def call(server: Server, prompt: list[int], tokens: int) -> None:
     url = f"{server.base_url}/completions"
     try:
         async with server.http.post(url, json=_body(server, prompt, tokens)) as response:
@@ -209,7 +209,7 @@ async def _call(server: Server, prompt: list[int], tokens: int) -> None:
         raise PartDiedError(f"{url}: HTTP {response.status}: {text[:500]}")
 
 
-async def _stream(
+async def stream(
     server: Server,
     prompt: list[int],
     tokens: int,
@@ -258,7 +258,7 @@ async def command_s(server: Server, tools: ToolClient, seed: int = 2) -> float:
     """
     argv = [sys.executable, "-I", "-S", str(Path(burn.__file__)), "0", "0"]
     rng = random.Random(seed)
-    prompts = [_prompt(rng, CONTEXTS[0]) for _ in range(AT_WORK)]
+    prompts = [random_prompt(rng, CONTEXTS[0]) for _ in range(AT_WORK)]
     busy = asyncio.ensure_future(_keep_busy(server, prompts))
     took_s = []
     try:
@@ -274,4 +274,4 @@ async def command_s(server: Server, tools: ToolClient, seed: int = 2) -> float:
 
 async def _keep_busy(server: Server, prompts: Sequence[list[int]]) -> None:
     while True:
-        await asyncio.gather(*(_call(server, p, ANSWER_TOKENS) for p in prompts))
+        await asyncio.gather(*(call(server, p, ANSWER_TOKENS) for p in prompts))

@@ -1,17 +1,31 @@
 """Who may enter, and who is sent back: the question, and the plainest answer."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
+
+
+class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds at the gate whatever the admission."""
+
+    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
+    """An engine with open calls that tells nothing for so long is not seen any more: the gate is
+    open until it is heard again (core.failsafe). It tells several times a second when it can."""
+    wait_s: Annotated[float, Meta(gt=0.0)] | None = None
+    """Whoever has waited so long enters, room or not; None: nobody does (docs/adr/0014)."""
+    patience_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
+    """A client that gives up after a time that it has told enters when this share of it is over:
+    the rest is for the answer. Later it would be cut, come again, and wait anew."""
 
 
 class GatedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +39,8 @@ class GatedView(msgspec.Struct, frozen=True, kw_only=True):
     """Of one that was in before: what its call will extend."""
     returning: bool = False
     parent_id: SessionId | None = None
+    patience_s: float | None = None
+    """So long after it came its client gives up; None: that was not told."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +98,17 @@ class Open:
     ) -> Verdict:
         del active, pressure, now_s
         return Verdict(admit=let_in(gated, "no admission control"), why_not="", window=None)
+
+
+def overdue(gated: Iterable[GatedView], settings: GateSettings, now_s: float) -> Iterator[Admit]:
+    """Who has waited for as long as is allowed, whatever room there is."""
+    most_s = inf if settings.wait_s is None else settings.wait_s
+    for view in gated:
+        patience_s = inf if view.patience_s is None else view.patience_s
+        waited_s = now_s - view.arrived_s
+        if waited_s >= min(most_s, settings.patience_share * patience_s):
+            why = f"it has waited {waited_s:.0f} s, room or not"
+            yield Admit(session_id=view.session_id, why=why, by="overdue")
 
 
 def let_in(gated: Iterable[GatedView], why: str) -> list[Admit]:

@@ -16,15 +16,17 @@ what it returns; neither holds any rule of its own. The shell's own facts must b
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
 """
 
+from math import inf
 from typing import Final, assert_never
 
 import msgspec
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GatedView
+from mars.core.admission import Admission, GatedView, GateSettings, overdue
 from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.estimate import Newcomers
+from mars.core.failsafe import Failsafe
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
@@ -42,10 +44,15 @@ _MAY_OPEN: Final = (
 )
 """Facts after which the gate is asked about: the others tell it nothing new."""
 
+UNBOUNDED: Final = GateSettings(blind_s=inf)
+"""Of an engine that cannot go missing."""
+
 
 class ControlPlane:
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, gate: GateSettings = UNBOUNDED) -> None:
         self._admission = admission
+        self._bounds = gate
+        self.failsafe = Failsafe(gate.blind_s)
         self._gate: dict[SessionId, GatedView] = {}
         self._children: dict[SessionId, SessionId] = {}
         """Those at the gate that have a parent, and it."""
@@ -69,6 +76,10 @@ class ControlPlane:
         return len(self._active)
 
     @property
+    def gated(self) -> int:
+        return len(self._gate)
+
+    @property
     def paused(self) -> int:
         return len(self._paused)
 
@@ -76,6 +87,12 @@ class ControlPlane:
     def tick_s(self) -> float | None:
         """How often the shell should call `tick`; None: never."""
         return self._admission.tick_s
+
+    @property
+    def watch_s(self) -> float | None:
+        """How often the shell should call `watch`: what comes by time is seen a tenth late."""
+        bound_s = min(self._bounds.blind_s, self._bounds.wait_s or inf)
+        return bound_s / 10 if bound_s < inf else None
 
     def handle(self, event: ev.Event) -> list[Decision]:
         match event:
@@ -104,7 +121,7 @@ class ControlPlane:
                 self._hear(event)
             case ev.EngineSampled() | ev.ToolsSampled():
                 self._sample(event)
-            case ev.GateShut():
+            case ev.SessionRefused() | ev.GateShut() | ev.FailOpenChanged():
                 pass  # our own word
             case _:
                 assert_never(event)
@@ -114,6 +131,12 @@ class ControlPlane:
     def tick(self, now_s: float) -> list[Decision]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""
         return self._open_gate(now_s)
+
+    def watch(self, now_s: float) -> list[Decision]:
+        """See what comes by time alone: that nothing is heard, or somebody has waited too long."""
+        if changed := self.failsafe.look(self.pressure, now_s):
+            return [*changed, *self._open_gate(now_s)]
+        return [*self._let_in(list(overdue(self._gate.values(), self._bounds, now_s)))]
 
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
@@ -133,6 +156,7 @@ class ControlPlane:
             session_id=session_id,
             arrived_s=event.at_s,
             prompt_bytes=event.prompt_bytes,
+            patience_s=event.patience_s,
             context_tokens=session.context_tokens,
             returning=returning,
             parent_id=session.parent_id,
@@ -216,9 +240,12 @@ class ControlPlane:
         self._context_tokens -= session.context_tokens
 
     def _open_gate(self, now_s: float) -> list[Decision]:
+        changed = self.failsafe.look(self.pressure, now_s)
+        if self.failsafe.cause:
+            return [*changed, *self._let_all_in(self.failsafe)]
         if not (self._gate or self._admission.steers):
             self._sign.clear()
-            return []
+            return [*changed]
         family = self._let_children_in() if self._children else []
         verdict = self._admission.choose(
             self._gate.values(), self._active.values(), self.pressure, now_s
@@ -232,14 +259,30 @@ class ControlPlane:
             family += self._let_children_in()
             self._foresee()
         shut = self._sign.say(verdict, len(self._gate), now_s)
-        return [*verdict.admit, *family, *verdict.pause, *shut]
+        return [*changed, *verdict.admit, *family, *verdict.pause, *shut]
+
+    def _let_all_in(self, outage: Failsafe) -> list[Admit]:
+        """Everybody at the gate, for a cause that is not empty."""
+        assert outage.cause  # noqa: S101 mypy cannot see that the caller has asked
+        self.window, self.why_not = None, ""
+        self._sign.clear()
+        why, by = f"{outage.why}: the gate is open", outage.cause
+        return self._let_in([Admit(session_id=it, why=why, by=by) for it in self._gate])
+
+    def _let_in(self, admits: list[Admit]) -> list[Admit]:
+        """Whatever the admission would say."""
+        for admit in admits:
+            self._admit(admit)
+        if admits:
+            self._foresee()
+        return admits
 
     def _let_children_in(self) -> list[Admit]:
         let_in: list[Admit] = []
         while ready := [c for c, parent_id in self._children.items() if parent_id in self._active]:
             for child_id in ready:
                 why = f"its parent {self._children[child_id]} is in, and waits for it"
-                let_in.append(Admit(session_id=child_id, why=why))
+                let_in.append(Admit(session_id=child_id, why=why, by="parent"))
                 self._admit(let_in[-1])
         return let_in
 

@@ -6,21 +6,23 @@ Handlers switch on `Event` with `match`, and mypy proves that no case was forgot
 Who stamps what (each fact has exactly one source):
 
     gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
-    gateway       CallQueued CallFinished GateShut
+    gateway       CallQueued CallFinished GateShut FailOpenChanged SessionRefused
     engine        CallStarted CallPreempted CallServed KvHeld KvDropped KvReleased EngineSampled
     tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
 
 `at_s` is in seconds on the machine's monotonic clock, which all processes of a machine share.
 """
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from mars.core.ids import CallId, SessionId, ToolId
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=True, gc=False):
+    """Points at nothing that could point back: a long log is no work for the garbage collector."""
+
     at_s: float
 
 
@@ -29,15 +31,26 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     rule: str = ""
     """Which rule of `gateway.identity` named the session."""
     prompt_bytes: int = 0
+    patience_s: float | None = None
+    """So long after this its client gives up; None: it has not told."""
     parent_id: SessionId | None = None
     """The session that started this one, and waits for it (core.family)."""
     tenant: str = ""
     """Whose it is (core.tenants); empty: nobody said."""
 
 
+Outage = Literal["", "no samples", "fault"]
+"""What makes the control plane unable to judge (core.failsafe); empty: nothing."""
+OUTAGES: Final[tuple[Outage, ...]] = get_args(Outage)[1:]
+Entry = Literal["admission", "parent", "overdue", "no samples", "fault"]
+"""What let a session in, by kind: the policy's admission, a parent that is in, the longest wait, or
+an outage."""
+
+
 class SessionAdmitted(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+    by: Entry = "admission"
 
 
 class SessionPaused(Fact, frozen=True, kw_only=True):
@@ -49,6 +62,7 @@ class SessionPaused(Fact, frozen=True, kw_only=True):
 
 Limit = Literal["", "room in KV", "KV capacity unknown", "KV pressure", "tool pressure", "window"]
 """What keeps sessions out, by kind; empty: an admission that names none."""
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 
 class GateShut(Fact, frozen=True, kw_only=True):
@@ -63,11 +77,29 @@ class GateShut(Fact, frozen=True, kw_only=True):
     """Sessions at the gate."""
 
 
+class SessionRefused(Fact, frozen=True, kw_only=True):
+    """It came when the queue at the gate was full, and was told to come again."""
+
+    session_id: SessionId
+    waiting: int
+    """Sessions at the gate."""
+    retry_after_s: int
+
+
+class FailOpenChanged(Fact, frozen=True, kw_only=True):
+    """From now on the gate is open for all, or it is one again."""
+
+    cause: Outage
+    """Why it is open; empty: it is a gate again."""
+    why: str
+
+
 class SessionReturned(Fact, frozen=True, kw_only=True):
     """The next call of a paused session is at the gate."""
 
     session_id: SessionId
     prompt_bytes: int = 0
+    patience_s: float | None = None
 
 
 class CallQueued(Fact, frozen=True, kw_only=True):
@@ -106,7 +138,7 @@ class CallServed(Fact, frozen=True, kw_only=True):
     call_id: CallId
     prompt_tokens: int
     cached_tokens: int
-    """Prefix-cache hits when the call first started."""
+    """Prefix-cache hits when the call first started, those from host memory among them."""
     computed_tokens: int
     """Tokens the model was run on for this call, prefill and decode, recomputation included."""
     made_tokens: int
@@ -114,6 +146,8 @@ class CallServed(Fact, frozen=True, kw_only=True):
     """Seconds between the engine's intake and the first start."""
     ok: bool
     """False when the call was aborted."""
+    loaded_tokens: int = 0
+    """KV that came from host memory. Told by the simulator; the plugin does not ask for it."""
 
 
 class CallFinished(Fact, frozen=True, kw_only=True):
@@ -124,6 +158,12 @@ class CallFinished(Fact, frozen=True, kw_only=True):
     ok: bool
     why: str = ""
     """Of a call that did not end well: what happened."""
+    gone: bool = False
+    """Its client cut it."""
+    status: int | None = None
+    """Of HTTP, as the client got it; None: it got none."""
+    first_byte_s: float | None = None
+    """Seconds from `CallQueued` to the first byte of the engine's answer; None: there was none."""
 
 
 class KvHeld(Fact, frozen=True, kw_only=True):
@@ -179,9 +219,15 @@ class ToolFinished(Fact, frozen=True, kw_only=True):
     why: Literal["ended", "timeout", "cancelled"] = "ended"
 
 
+End = Literal["final request", "asked for", "silence", "client gone", "client left", "stop"]
+"""What ended a session, by kind: `client gone` cut a call and did not come back; `client left` at
+the gate."""
+
+
 class SessionEnded(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     why: str
+    by: End = "final request"
 
 
 class EngineSampled(Fact, frozen=True, kw_only=True):
@@ -192,6 +238,8 @@ class EngineSampled(Fact, frozen=True, kw_only=True):
     block_tokens: int
     running_calls: int
     waiting_calls: int
+    host_total_blocks: int = 0
+    """Of host memory behind the KV; 0: there is none, or none that the plugin knows."""
 
 
 class ToolsSampled(Fact, frozen=True, kw_only=True):
@@ -218,4 +266,17 @@ SessionEvent = (
     | ToolEvent
     | SessionEnded
 )
-Event = SessionEvent | GateShut | EngineSampled | ToolsSampled
+Event = SessionEvent | SessionRefused | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
+OfGateway = (
+    SessionArrived
+    | SessionAdmitted
+    | SessionPaused
+    | SessionReturned
+    | CallQueued
+    | CallFinished
+    | SessionEnded
+    | SessionRefused
+    | GateShut
+    | FailOpenChanged
+)
+"""The facts of which the gateway is the source."""

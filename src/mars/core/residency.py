@@ -11,6 +11,9 @@ A newcomer's context is its prompt, in tokens as learned from earlier first call
 engine finds cached of a first prompt on average (a system prompt that all share is there once).
 The sum may be `overcommit` times the capacity: not all are on the GPU at once.
 
+Where the engine has host memory behind its KV, contexts of those in a gap count nothing up to
+`host_share` of it: they come back by a load, in a hundredth of the time that computing takes.
+
 Where nothing is ever held (a model with Mamba layers, a policy without retention) the KV of
 those in a gap lives in the engine's LRU queue, and whoever runs evicts it. There every context
 counts whole, and the sum may be `unheld_fill` of the capacity.
@@ -53,14 +56,15 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
     sessions took up to 30 % longer (docs/adr/0009)."""
+    host_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.2
+    """All of it was too much: host memory also keeps what running and ended sessions had, and what
+    it evicts is computed again (docs/adr/0012)."""
     unheld_fill: Annotated[float, Meta(gt=0.0)] = 0.9
     """The same as `overcommit`, of an engine that has not held anything yet."""
     patience: Annotated[float, Meta(ge=0.0)] = 2.0
     """Times the mean life of a session: who has waited longer goes first."""
     first: Annotated[int, Meta(ge=1)] = 4
     """So many may be active before the engine has told what its capacity is."""
-    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
-    """Without samples of the engine for so long, everybody enters."""
 
 
 @dataclass(slots=True)
@@ -76,21 +80,23 @@ class _Stay:
     is_held: bool = False
     is_new: bool = True
     """The engine has not accounted for a call of it."""
-    occupies_tokens: float = 0.0
+    needs_tokens: float = 0.0
+    is_resident: bool = True
 
 
 class Residency:
     steers = False
+    tick_s: float | None = None
 
     def __init__(self, settings: ResidencySettings, shares: TenantShares | None = None) -> None:
         """`shares`: of tenants, which come before all else; each one's sessions enter as above."""
         self._set = settings
         self._shares = shares
-        self.tick_s: float | None = settings.blind_s / 10
-        """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._capacity_tokens = 0
         self._stays: dict[SessionId, _Stay] = {}
-        self._occupied_tokens = 0.0
+        self._resident_tokens = self._idle_tokens = 0.0
+        """Of active sessions with a call or a hold, and of the others."""
+        self._host_tokens = 0
         self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
         self._common_tokens = 0.0
         """Of a first prompt, what was found cached."""
@@ -119,8 +125,10 @@ class Residency:
                 self._stay(event.session_id, None, 0)
             case ev.EngineSampled():
                 capacity_tokens = event.kv_total_blocks * event.block_tokens
-                if capacity_tokens != self._capacity_tokens:
-                    self._capacity_tokens, self._fits_tokens = capacity_tokens, inf
+                host_tokens = event.host_total_blocks * event.block_tokens
+                if (capacity_tokens, host_tokens) != (self._capacity_tokens, self._host_tokens):
+                    self._capacity_tokens, self._host_tokens = capacity_tokens, host_tokens
+                    self._fits_tokens = inf
             case ev.SessionEnded():
                 self._end(event)
             case _:
@@ -152,8 +160,6 @@ class Residency:
     def _begin_to_hold(self) -> None:
         self._holds = True
         self._fits_tokens = inf
-        for stay in self._stays.values():
-            self._weigh(stay)
 
     def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
         """A newcomer's estimates become facts, and better estimates for the next ones."""
@@ -165,19 +171,30 @@ class Residency:
         self._fits_tokens = inf
 
     def _weigh(self, stay: _Stay) -> None:
-        resident = bool(stay.calls) or stay.is_held or stay.is_new
-        share = self._set.idle_share if self._holds and not resident else 1.0
-        tokens = share * max(0.0, stay.context_tokens - stay.shared_tokens)
-        self._occupied_tokens += tokens - stay.occupies_tokens
-        stay.occupies_tokens = tokens
+        self._count(stay, -1)
+        stay.is_resident = bool(stay.calls) or stay.is_held or stay.is_new
+        stay.needs_tokens = max(0.0, stay.context_tokens - stay.shared_tokens)
+        self._count(stay, 1)
+
+    def _count(self, stay: _Stay, sign: int) -> None:
+        if stay.is_resident:
+            self._resident_tokens += sign * stay.needs_tokens
+        else:
+            self._idle_tokens += sign * stay.needs_tokens
+
+    @property
+    def _occupied_tokens(self) -> float:
+        share = self._set.idle_share if self._holds else 1.0
+        room_tokens = self._set.host_share * self._host_tokens
+        return self._resident_tokens + share * max(0.0, self._idle_tokens - room_tokens)
 
     def _end(self, event: ev.SessionEnded) -> None:
         stay = self._stays.pop(event.session_id, None)
         if stay is None:
             return
-        self._occupied_tokens -= stay.occupies_tokens
+        self._count(stay, -1)
         if not self._stays:
-            self._occupied_tokens = 0.0  # sums of fractions drift
+            self._resident_tokens = self._idle_tokens = 0.0  # sums of fractions drift
         if stay.arrived_s is not None:
             life_s = event.at_s - stay.arrived_s
             self._life_s += (_WEIGHT if self._life_s else 1.0) * (life_s - self._life_s)
@@ -191,10 +208,7 @@ class Residency:
         pressure: Pressure,
         now_s: float,
     ) -> Verdict:
-        blind_s = pressure.blind_s(now_s)
-        if blind_s > self._set.blind_s:
-            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
-            return self._verdict(list(gated), why)
+        del pressure
         if not self._capacity_tokens:
             room = max(0, self._set.first - len(active))
             why = "the engine's KV capacity is not known yet"

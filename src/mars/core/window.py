@@ -12,8 +12,8 @@ The published loop ticks every 0.2 s and has faults that this one avoids:
   moment it enters: a burst of arrivals does not see an empty machine;
 * it starts at 30, whatever the machine. Here the window doubles each turnover up to the first
   overload (TCP's slow start), then moves by `grow`, or by what would fit at today's pressure;
-* when samples stop coming it goes on with the last one. Here it stops growing, and opens after
-  `blind_s`: a gate that cannot see must not starve anybody.
+* when samples stop coming it goes on with the last one. Here the gate opens (core.failsafe): one
+  that cannot see must not starve anybody.
 """
 
 from collections.abc import Collection, Iterable
@@ -46,7 +46,6 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tool_wait_low_s: Annotated[float, Meta(ge=0.0)] = 2.0
     tool_wait_high_s: Annotated[float, Meta(gt=0.0)] = 5.0
     """Smoothed wait of a tool for its cores. Preview: 2 s and 5 s."""
-    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
 
     def __post_init__(self) -> None:
         for low, high in (
@@ -61,11 +60,10 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 class Window:
     steers = True
+    tick_s: float | None = None
 
     def __init__(self, settings: WindowSettings) -> None:
         self._set = settings
-        self.tick_s: float | None = settings.blind_s / 10
-        """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._size = settings.first
         self._slow_start = True
         self._may_cut, self._may_grow = True, False
@@ -85,15 +83,10 @@ class Window:
         pressure: Pressure,
         now_s: float,
     ) -> Verdict:
-        return self._choose(gated, len(active), pressure, now_s)
+        del now_s
+        return self._choose(gated, len(active), pressure)
 
-    def _choose(
-        self, gated: Collection[GatedView], active: int, pressure: Pressure, now_s: float
-    ) -> Verdict:
-        blind_s = pressure.blind_s(now_s)
-        if blind_s > self._set.blind_s:
-            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
-            return Verdict(admit=let_in(gated, why), why_not="", window=None)
+    def _choose(self, gated: Collection[GatedView], active: int, pressure: Pressure) -> Verdict:
         limit, over = self._overload(pressure)
         if self._finished >= max(1, active):
             self._finished = 0

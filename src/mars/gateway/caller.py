@@ -52,6 +52,9 @@ class Caller:
         """Status and headers are out."""
         self.streams = False
         """The answer that has begun is an event stream."""
+        self.status: int | None = None
+        self.first_byte_s: float | None = None
+        """When the first byte of the engine's answer came, on the machine's monotonic clock."""
         self._receive = receive
         self._send = send
         self._whole = False
@@ -99,7 +102,7 @@ class Caller:
         return self.gone and kind is asyncio.CancelledError
 
     async def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.begun = True
+        self.begun, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, chunk: bytes, *, last: bool) -> None:
@@ -110,24 +113,28 @@ class Caller:
 
     async def queued(self, body: bytes) -> None:
         """Show a client that asked for a stream that it is waited on; others cannot be told."""
-        if not self.begun and _asks_for_stream(body):
+        if not self.begun and asks_for_stream(body):
             self.streams = True
             await self.begin(200, _STREAM_HEADERS)
         if self.streams:
             await self.write(b": queued\n\n", last=False)
 
-    async def fail(self, status: int, kind: str, message: str) -> None:
+    async def fail(
+        self, status: int, kind: str, message: str, retry_after_s: int | None = None
+    ) -> None:
         """Tell an error, as the map above says. `message` says what to do about it."""
         error = self.wire.error(status, kind, message)
         if not self.begun:
-            await self.answer(status, msgspec.json.encode(error))
+            await self.answer(status, msgspec.json.encode(error), retry_after_s)
         elif self.streams:
             await self.fail_stream(error)
         # else: the server cuts what returns unfinished
 
-    async def answer(self, status: int, body: bytes) -> None:
+    async def answer(self, status: int, body: bytes, retry_after_s: int | None = None) -> None:
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", str(retry_after_s).encode()))
         await self.begin(status, headers)
         await self.write(body, last=True)
 
@@ -137,7 +144,7 @@ class Caller:
         await self.write(apart + self.wire.event(error), last=True)
 
 
-def _asks_for_stream(body: bytes) -> bool:
+def asks_for_stream(body: bytes) -> bool:
     try:
         return _wish.decode(body).stream is True
     except (ValueError, RecursionError):

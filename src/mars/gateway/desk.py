@@ -1,42 +1,35 @@
 """The desk: the asyncio shell around the control plane.
 
-Every fact, own or foreign, takes one way: `emit` -> control plane -> log -> publish if own; what
-the control plane decides is carried out at once and is a fact in its turn, behind those before it.
+Every fact, own or foreign, takes one way (`telling`), and what the control plane decides on it is
+carried out here.
 The desk owns what the core may not: futures of gated requests, timers of silent sessions.
 Nothing here awaits between a check and what it guards: each method is one step of the loop.
 """
 
 import asyncio
 import re
-import sys
 import time
-import traceback
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from mars.core import events as ev
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Decision, Shut
-from mars.core.errors import InputError
+from mars.core.decisions import Decision, FailOpen, Shut, said
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import Identity
 from mars.gateway.names import EngineNames
+from mars.gateway.queue import Queue
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import Call, SessionOverError, Stay
-
-OWN: Final = (
-    ev.SessionArrived
-    | ev.SessionAdmitted
-    | ev.SessionPaused
-    | ev.SessionReturned
-    | ev.CallQueued
-    | ev.CallFinished
-    | ev.SessionEnded
-    | ev.GateShut
+from mars.gateway.stay import (
+    Asking,
+    Call,
+    OtherTenantError,
+    QueueFullError,
+    SessionOverError,
+    Stay,
 )
-"""The facts of which the gateway is the source."""
+from mars.gateway.telling import Telling
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -52,37 +45,61 @@ class Desk:
     ) -> None:
         """`record` gets every fact, `publish` our own ones; neither may raise."""
         self.control = control
-        self.faults = 0
-        """Failures of the control plane: each let everybody in."""
         self.stopped = False
         self.lost = 0
         """Messages of other processes that never came."""
         self.names = EngineNames()
         self._set = settings
-        self._record = record
-        self._publish = publish
+        self._telling = Telling(
+            control,
+            publish=publish,
+            carry_out=self._carry_out,
+            notice=self._notice,
+            everybody=lambda: self._stays,
+        )
+        self._queue = Queue()
         self._stays: dict[SessionId, Stay] = {}
         self._orphans: dict[SessionId, set[Call]] = {}
         """Calls that are open although their session has ended."""
         self._in_flight: set[CallId] = set()
-        self._facts: deque[ev.Event] = deque()
-        """The fact that is being told, and those that wait for their turn."""
+        self.read_by(record)
+
+    @property
+    def faults(self) -> int:
+        """Failures of the control plane."""
+        return self._telling.faults
+
+    def read_by(self, *readers: Callable[[ev.Event], None]) -> None:
+        """Each is handed every fact from now on; none may raise."""
+        self._telling.readers += readers
 
     async def enter(
-        self, identity: Identity, prompt_bytes: int, still_waiting: Callable[[], Awaitable[None]]
+        self,
+        identity: Identity,
+        prompt_bytes: int,
+        still_waiting: Callable[[], Awaitable[None]],
+        patience_s: Callable[[], float | None] = lambda: None,
     ) -> Stay:
         """Return when the session of the request is past the gate: at once if it is there.
 
         Start the call before the next `await`. `still_waiting` is called every `keepalive_s`.
+        `patience_s`: how long the client waits for a byte; asked when it may have to wait.
         When the last request of a gated session is cancelled, so is the session. Raises
-        SessionOverError when the session is ended meanwhile.
+        SessionOverError when the session is ended meanwhile, OtherTenantError when another tenant's
+        session has this id, QueueFullError when it is a new one and no more may wait.
         """
         if self.stopped:
             raise SessionOverError("the gateway stops")
         session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
-        stay = self._stays.get(session_id) or self._arrive(session_id, identity, prompt_bytes)
+        asking = Asking(prompt_bytes, patience_s, still_waiting)
+        stay = self._stays.get(session_id) or self._arrive(session_id, identity, asking)
+        if stay.tenant != identity.tenant:
+            raise OtherTenantError(
+                f"session {session_id!r} was opened by another tenant and has not ended; "
+                "give yours an id of its own"
+            )
         if not stay.admitted:
-            await self._wait(stay, prompt_bytes, still_waiting)
+            await self._wait(stay, asking)
         return stay
 
     def call_started(
@@ -92,7 +109,8 @@ class Desk:
         if stay.over:
             raise SessionOverError(stay.over)
         usable = _CALL_ID.fullmatch(wanted) and wanted not in self._in_flight
-        call = Call(CallId(wanted if usable else uuid4().hex), stay, final)
+        now_s = time.monotonic()
+        call = Call(CallId(wanted if usable else uuid4().hex), stay, final, now_s)
         self._in_flight.add(call.call_id)
         stay.stop_timer()
         stay.calls.add(call)
@@ -100,7 +118,7 @@ class Desk:
         stay.turn += 1
         self.emit(
             ev.CallQueued(
-                at_s=time.monotonic(),
+                at_s=now_s,
                 session_id=stay.session_id,
                 call_id=call.call_id,
                 turn=stay.turn,
@@ -109,14 +127,27 @@ class Desk:
         )
         return call
 
-    def call_finished(self, call: Call, *, ok: bool, why: str = "", gone: bool = False) -> None:
-        """Close a call. `gone`: its client cut it."""
+    def call_finished(
+        self,
+        call: Call,
+        *,
+        ok: bool,
+        why: str = "",
+        gone: bool = False,
+        status: int | None = None,
+        first_byte_s: float | None = None,
+    ) -> None:
+        """Close a call. `gone`: its client cut it. `first_byte_s`: when the answer's first came."""
         self._in_flight.discard(call.call_id)
         stay = call.stay
         stay.calls.discard(call)
         if stay.over and not stay.calls and not call.told:
             self._orphans.pop(stay.session_id, None)
-        self._tell_finished(call, ok=ok, why=why)
+        if first_byte_s is not None:
+            first_byte_s -= call.queued_s
+        self._tell_finished(
+            call, ok=ok, why=why, gone=gone, status=status, first_byte_s=first_byte_s
+        )
         stay.heard_s = time.monotonic()
         stay.final |= call.final
         stay.gone = gone
@@ -126,65 +157,40 @@ class Desk:
         """End a session, open calls or not; False when there is none of this id."""
         stay = self._stays.get(session_id)
         if stay is not None:
-            self._end(stay, why)
+            self._end(stay, why, "asked for")
         return stay is not None
 
     def close(self, why: str) -> None:
         """End all sessions, and let nobody in any more."""
         self.stopped = True
         for stay in list(self._stays.values()):
-            self._end(stay, why)
+            self._end(stay, why, "stop")
 
     def tick(self, now_s: float) -> None:
         """Let time open the gate while nothing happens."""
-        self.emit(*self._carry_out(self._ask(lambda: self.control.tick(now_s))))
+        self._telling.ask(lambda: self.control.tick(now_s))
+
+    def watch(self, now_s: float) -> None:
+        """Let time show that nothing is heard any more, or that somebody waits too long."""
+        self._telling.ask(lambda: self.control.watch(now_s))
 
     def emit(self, *facts: ev.Event) -> None:
-        """Tell facts, and those that the decisions taken on them turn into."""
-        is_telling = bool(self._facts)
-        self._facts.extend(facts)
-        if not is_telling:  # else: the loop that is under way comes to them
-            try:
-                self._tell_all()
-            finally:
-                self._facts.clear()
+        """Tell facts, our own and others', and what comes of them."""
+        self._telling.tell(*facts)
 
-    def _tell_all(self) -> None:
-        own: list[ev.Event] = []
-        while self._facts:
-            fact = self._facts[0]
-            decisions = self._ask(lambda: self.control.handle(fact))  # noqa: B023 asked at once
-            self._record(fact)
-            self._facts.extend(self._carry_out(decisions))
-            match fact:
-                case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
-                    if stay := self._stays.get(fact.session_id):
-                        stay.hear(fact, time.monotonic())
-                        self._settle(stay)
-                case ev.SessionAdmitted():
-                    if stay := self._stays.get(fact.session_id):
-                        stay.wake()
-                case _:
-                    pass
-            if isinstance(fact, OWN):
-                own.append(fact)
-            self._facts.popleft()
-        if own:
-            self._publish(own)
-
-    def _ask(self, question: Callable[[], Sequence[Decision]]) -> Sequence[Decision]:
-        """The control plane's answer; when it fails, everybody enters: traffic goes on."""
-        try:
-            return question()
-        except InputError:
-            raise
-        except Exception as error:  # noqa: BLE001 no bug of ours may stop the engine
-            self.faults += 1
-            if self.faults == 1:
-                print("mars: the control plane failed, the gate is open:", file=sys.stderr)  # noqa: T201
-                traceback.print_exception(error)
-            why = f"the control plane failed: {error!r}"
-            return [Admit(session_id=session_id, why=why) for session_id in self._stays]
+    def _notice(self, fact: ev.Event) -> None:
+        """What a fact means to a stay, and to the queue."""
+        self._queue.observe(fact, self.control.gated)
+        match fact:
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                if stay := self._stays.get(fact.session_id):
+                    stay.hear(fact, time.monotonic())
+                    self._settle(stay)
+            case ev.SessionAdmitted():
+                if stay := self._stays.get(fact.session_id):
+                    stay.wake()
+            case _:
+                pass
 
     def _carry_out(self, decisions: Sequence[Decision]) -> list[ev.Event]:
         return [fact for decision in decisions if (fact := self._fact_of(decision))]
@@ -192,20 +198,20 @@ class Desk:
     def _fact_of(self, decision: Decision) -> ev.Event | None:
         """What the decision is now; None: it changes nothing."""
         now_s = time.monotonic()
-        if isinstance(decision, Shut):
-            return ev.GateShut(
-                at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
-            )
+        if isinstance(decision, Shut | FailOpen):
+            return said(decision, now_s)
         stay = self._stays.get(decision.session_id)
         return None if stay is None else stay.obey(decision, now_s)
 
-    def _arrive(self, session_id: SessionId, identity: Identity, prompt_bytes: int) -> Stay:
+    def _arrive(self, session_id: SessionId, identity: Identity, asking: Asking) -> Stay:
         for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
             self._tell_finished(call, ok=False, why="its session was ended, and has come back")
         now_s = time.monotonic()
         parent = self._stays.get(identity.parent_id) if identity.parent_id else None
         if parent is not None and parent.tenant != identity.tenant:
             parent = None  # nobody enters on another tenant's word
+        if parent is None or not parent.admitted:
+            self._refuse_if_full(session_id, now_s)
         stay = Stay(session_id, now_s, tenant=identity.tenant, parent=parent)
         self._stays[session_id] = stay
         if parent is not None:
@@ -216,28 +222,42 @@ class Desk:
                 at_s=now_s,
                 session_id=session_id,
                 rule=identity.rule,
-                prompt_bytes=prompt_bytes,
+                prompt_bytes=asking.prompt_bytes,
+                patience_s=asking.patience_s(),
                 parent_id=parent.session_id if parent else None,
                 tenant=identity.tenant,
             )
         )
         return stay
 
-    async def _wait(
-        self, stay: Stay, prompt_bytes: int, still_waiting: Callable[[], Awaitable[None]]
-    ) -> None:
+    def _refuse_if_full(self, session_id: SessionId, now_s: float) -> None:
+        waiting = self.control.gated
+        if self._set.queue_limit is None or waiting < self._set.queue_limit:
+            return
+        error = QueueFullError(waiting, self._queue.retry_after_s(now_s))
+        self.emit(
+            ev.SessionRefused(
+                at_s=now_s,
+                session_id=session_id,
+                waiting=waiting,
+                retry_after_s=error.retry_after_s,
+            )
+        )
+        raise error
+
+    async def _wait(self, stay: Stay, asking: Asking) -> None:
         gate = stay.line_up()
         try:
             while not (stay.admitted or stay.over):
                 if stay.away:
-                    self._return(stay, prompt_bytes)
+                    self._return(stay, asking)
                 elif gate.done():  # woken, and its session sent back before it could go on
                     stay.waiting.discard(gate)
                     gate = stay.line_up()
                 else:
                     await asyncio.wait((gate,), timeout=self._set.keepalive_s)
                     if not gate.done():
-                        await still_waiting()
+                        await asking.still_waiting()
         except BaseException:
             stay.waiting.discard(gate)
             self._left(stay)
@@ -246,24 +266,27 @@ class Desk:
         if stay.over:
             raise SessionOverError(stay.over)
 
-    def _return(self, stay: Stay, prompt_bytes: int) -> None:
+    def _return(self, stay: Stay, asking: Asking) -> None:
         stay.away = False
         self.emit(
             ev.SessionReturned(
-                at_s=time.monotonic(), session_id=stay.session_id, prompt_bytes=prompt_bytes
+                at_s=time.monotonic(),
+                session_id=stay.session_id,
+                prompt_bytes=asking.prompt_bytes,
+                patience_s=asking.patience_s(),
             )
         )
 
     def _left(self, stay: Stay) -> None:
         """A client has left at the gate."""
         if not (stay.turn or stay.waiting):
-            self._end(stay, "client left at the gate")
+            self._end(stay, "client left at the gate", "client left")
             return
         if not stay.admitted:
             stay.gone, stay.heard_s = True, time.monotonic()
         self._settle(stay)
 
-    def _tell_finished(self, call: Call, *, ok: bool, why: str) -> None:
+    def _tell_finished(self, call: Call, *, ok: bool, why: str, **more: Any) -> None:
         if call.told:
             return
         call.told = True
@@ -274,6 +297,7 @@ class Desk:
                 call_id=call.call_id,
                 ok=ok,
                 why=why,
+                **more,
             )
         )
 
@@ -283,13 +307,14 @@ class Desk:
         if not stay.quiet:
             return
         if stay.final:
-            self._end(stay, "its final request is answered")
+            self._end(stay, "its final request is answered", "final request")
         else:
             end_s, why = stay.ends(self._set)
             delay_s = max(0.0, end_s - time.monotonic())
-            stay.timer = asyncio.get_running_loop().call_later(delay_s, self._end, stay, why)
+            by: ev.End = "client gone" if stay.gone else "silence"
+            stay.timer = asyncio.get_running_loop().call_later(delay_s, self._end, stay, why, by)
 
-    def _end(self, stay: Stay, why: str) -> None:
+    def _end(self, stay: Stay, why: str, by: ev.End) -> None:
         if stay.over:
             return
         stay.over = why
@@ -297,7 +322,8 @@ class Desk:
         del self._stays[stay.session_id]
         if stay.calls:
             self._orphans[stay.session_id] = set(stay.calls)
-        self.emit(ev.SessionEnded(at_s=time.monotonic(), session_id=stay.session_id, why=why))
+        now_s = time.monotonic()
+        self.emit(ev.SessionEnded(at_s=now_s, session_id=stay.session_id, why=why, by=by))
         stay.wake()
         if (parent := stay.parent) is not None:
             parent.children -= 1

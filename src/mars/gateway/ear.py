@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final, Self
 
-from mars.gateway.desk import OWN, Desk
+from mars.core import events as ev
+from mars.gateway.desk import Desk
 from mars.stream.link import Subscriber
 
 _BATCH: Final = 1000
@@ -49,7 +50,7 @@ class Ear:
         try:
             for event in islice(self._events, _BATCH):
                 taken += 1
-                if not isinstance(event, OWN):  # each fact has one source
+                if not isinstance(event, ev.OfGateway):  # each fact has one source
                     self._desk.emit(self._desk.names.ours(event))
         except ValueError:  # a message that is none of ours; it has ended the iterator
             self._garbled += 1

@@ -7,18 +7,20 @@ piled up here.
 
 import asyncio
 import time
+from math import inf
 from typing import Final
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError
-from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError
+from mars.gateway.caller import BodyTooLargeError, Caller, ClientGoneError, asks_for_stream
 from mars.gateway.desk import Desk
+from mars.gateway.door import TENANT
 from mars.gateway.identity import Headers, Identity, identify, tenant_of
 from mars.gateway.recall import Reader, Recall, ResponseHead
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import Call, SessionOverError
+from mars.gateway.stay import Call, OtherTenantError, QueueFullError, SessionOverError
 from mars.gateway.thread import AnswerReader
 from mars.gateway.upstream import (
     FAILURES,
@@ -97,6 +99,8 @@ class PassThrough:
         last = False
         while not last:
             chunk = await content.readany()
+            if caller.first_byte_s is None:
+                caller.first_byte_s = time.monotonic()
             last = content.at_eof()
             if reader is not None and not why:
                 reader.read(chunk, last=last)
@@ -120,7 +124,7 @@ class GatedCall(PassThrough):
         if body is None:
             return
         try:
-            identity = self._identify(scope["headers"], body)
+            identity = self._identify(scope, body)
         except InputError as error:
             await caller.fail(400, "invalid_session_id", str(error))
             return
@@ -136,6 +140,13 @@ class GatedCall(PassThrough):
         """Returns what went wrong, of which the client knows; empty when all went well."""
         try:
             call = await self._enter(caller, identity, body)
+        except QueueFullError as error:
+            why = f"{error}: come again in {error.retry_after_s} s"
+            await caller.fail(429, "queue_full", why, error.retry_after_s)
+            return why
+        except OtherTenantError as error:
+            await caller.fail(403, "session_of_another_tenant", str(error))
+            return str(error)
         except SessionOverError as error:
             why = f"the session was ended while this request waited to enter: {error}"
             if self._desk.stopped:
@@ -145,12 +156,20 @@ class GatedCall(PassThrough):
             return why
         return await self._run(caller, call, body, self._reader(caller.wire, identity, call))
 
-    def _identify(self, headers: Headers, body: bytes) -> Identity:
-        name = self._set.tenant_header
-        return identify(headers, body, self._recall, tenant_of(headers, name) if name else "")
+    def _identify(self, scope: Scope, body: bytes) -> Identity:
+        headers: Headers = scope["headers"]
+        tenant: str = scope.get(TENANT, "")
+        if TENANT not in scope and self._set.tenant_header:
+            tenant = tenant_of(headers, self._set.tenant_header)
+        return identify(headers, body, self._recall, tenant)
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
-        stay = await self._desk.enter(identity, len(body), lambda: caller.queued(body))
+        stay = await self._desk.enter(
+            identity,
+            len(body),
+            lambda: caller.queued(body),
+            lambda: _patience_s(caller.scope["headers"], body),
+        )
         call = self._desk.call_started(
             stay,
             wanted=_request_id(caller.scope["headers"]),
@@ -176,7 +195,14 @@ class GatedCall(PassThrough):
             raise
         finally:
             self._desk.names.close(call.stay.session_id, call.call_id, time.monotonic())
-            self._desk.call_finished(call, ok=not why, why=why, gone=caller.gone)
+            self._desk.call_finished(
+                call,
+                ok=not why,
+                why=why,
+                gone=caller.gone,
+                status=caller.status,
+                first_byte_s=caller.first_byte_s,
+            )
         return why
 
 
@@ -185,3 +211,18 @@ def _request_id(headers: Headers) -> str:
         if name == b"x-request-id":
             return value.decode("latin-1")
     return ""
+
+
+def _patience_s(headers: Headers, body: bytes) -> float | None:
+    """How long the client waits for a byte, as clients made by Stainless say (OpenAI, Anthropic).
+
+    None of a stream: comments on it count as bytes.
+    """
+    said = next((value for name, value in headers if name == b"x-stainless-read-timeout"), b"")
+    try:
+        patience_s = float(said)
+    except ValueError:
+        return None
+    if not 0.0 < patience_s < inf or asks_for_stream(body):
+        return None
+    return patience_s

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from mars.core.events import Event
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
+from mars.gateway.keys import KeyRing
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
 from mars.policy.presets import Scheduling, build_admission
@@ -53,25 +55,38 @@ async def serve(
     """Serve until SIGINT, SIGTERM or cancellation. Meant for `uvloop.run`.
 
     `port` 0 takes a free one; `on_listening` is told the address, http://host:port. `log_settings`
-    goes into the head of the log. Raises InputError when an address or the log cannot be used,
-    PartDiedError when the server stops by itself.
+    goes into the head of the log. Raises InputError when an address, the log or the keys cannot be
+    used, PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
         record = stack.enter_context(_recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
-        control = ControlPlane(build_admission(scheduling))
+        control = ControlPlane(build_admission(scheduling), scheduling.gate)
         desk = Desk(control, settings, record=record.write, publish=publisher)
-        app = build_app(desk, upstream, settings)
+        ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
+        app = build_app(desk, upstream, settings, ring)
         listener = stack.enter_context(_bound(host, port))
         ear = stack.enter_context(Ear.listening(desk, subscribe))
+
+        if ring is None and not _is_loopback(listener):
+            _warn(f"{host} can be reached from outside, and no key is asked for: see mars key -h")
+
+        def look() -> None:
+            ear.look()
+            if ring is not None:
+                ring.look()
 
         def tick() -> None:
             desk.tick(time.monotonic())
 
+        def watch() -> None:
+            desk.watch(time.monotonic())
+
         async with (
             _every(_FLUSH_S, record.flush),
-            _every(_LOOK_S, ear.look),
+            _every(_LOOK_S, look),
             _every(control.tick_s, tick),
+            _every(control.watch_s, watch),
         ):
             await _run(app, desk, listener, on_listening)
 
@@ -175,6 +190,14 @@ async def _every(period_s: float | None, action: Callable[[], None]) -> AsyncIte
         task.cancel()
 
 
+def _is_loopback(listener: socket.socket) -> bool:
+    return ip_address(listener.getsockname()[0]).is_loopback
+
+
+def _warn(text: str) -> None:
+    print(f"mars: {text}", file=sys.stderr)  # noqa: T201
+
+
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -220,7 +243,7 @@ class _Record:
             do(self._log)
         except OSError as error:
             self._log = None
-            print(f"mars: the event log ends here: {error}", file=sys.stderr)  # noqa: T201
+            _warn(f"the event log ends here: {error}")
 
 
 @contextmanager

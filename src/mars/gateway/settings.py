@@ -22,6 +22,16 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tenant_header: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
     """Header of a request that says whose its session is (for `scheduling.tenants`), such as
     `X-Tenant`; empty: none. It is believed: let a proxy that knows its clients set it."""
+    keys_file: str = ""
+    """API keys of clients and their tenants (`mars key` makes them); empty: everybody may come in.
+    With keys the tenant is the key's, whatever `tenant_header` says."""
+    engine_key_file: str = ""
+    """With `keys_file`: its first line is the key that the engine wants (vllm --api-key); empty:
+    none. Without `keys_file` the client's own key goes on to the engine."""
+    queue_limit: Annotated[int, Meta(ge=1)] | None = None
+    """So many sessions may wait at the gate; a new one beyond that gets a 429 with Retry-After.
+    None: no limit, which agents take best (OpenHands does not read Retry-After, and gives up after
+    5 attempts)."""
     keepalive_s: Seconds = 10.0
     """A streaming request at the gate is sent an SSE comment this often, so that its client does
     not give up. OpenAI's and litellm's read time-outs are minutes; proxies cut at 30 s and more."""

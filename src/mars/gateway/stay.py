@@ -5,8 +5,9 @@ hold the stay, not the id, so what is left of an old stay cannot touch the new o
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
@@ -17,6 +18,27 @@ from mars.gateway.settings import GatewaySettings
 
 class SessionOverError(MarsError):
     """The session was ended while its request waited at the gate; the text says why."""
+
+
+class OtherTenantError(MarsError):
+    """The session that the request names is another tenant's; the text says so."""
+
+
+class QueueFullError(MarsError):
+    """No more may wait at the gate; one place is expected to be free in `retry_after_s`."""
+
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} sessions wait at the gate, and no more may")
+        self.retry_after_s = retry_after_s
+
+
+class Asking(NamedTuple):
+    """A request that asks to enter."""
+
+    prompt_bytes: int
+    patience_s: Callable[[], float | None]
+    """How long its client waits for a byte; costs a look into the body."""
+    still_waiting: Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +79,9 @@ class Stay:
                 if self.admitted:
                     return None
                 self.admitted, self.away = True, False
-                return ev.SessionAdmitted(at_s=now_s, session_id=self.session_id, why=decision.why)
+                return ev.SessionAdmitted(
+                    at_s=now_s, session_id=self.session_id, why=decision.why, by=decision.by
+                )
             case Pause():
                 self.admitted, self.away = False, True
                 return ev.SessionPaused(at_s=now_s, session_id=self.session_id, why=decision.why)
@@ -113,5 +137,7 @@ class Call:
     stay: Stay
     final: bool
     """Its session ends with it."""
+    queued_s: float
+    """When it was handed to the engine, on the machine's monotonic clock."""
     told: bool = False
     """CallFinished has been emitted."""

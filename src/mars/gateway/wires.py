@@ -18,6 +18,8 @@ _SAID_CHARS: Final = 2000
 
 _ANTHROPICS: Final = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mars.core.admission import Admission, Open
+from mars.core.admission import Admission, GateSettings, Open
 from mars.core.errors import InputError
 from mars.core.residency import Residency, ResidencySettings
 from mars.core.tenants import TenantSettings, TenantShares
@@ -22,6 +22,7 @@ from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
 from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
+from mars.policy.no_host import ComputedAgain
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
 from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
@@ -31,6 +32,7 @@ class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Which policy, and the settings of its parts (a part that a policy lacks ignores its own)."""
 
     policy: str = "mars"
+    gate: GateSettings = GateSettings()
     residency: ResidencySettings = ResidencySettings()
     least_left: LeastLeftSettings = LeastLeftSettings()
     worth: WorthSettings = WorthSettings()
@@ -72,6 +74,11 @@ def _open(_: Scheduling) -> Admission:
 
 def _residency(s: Scheduling) -> Admission:
     return Residency(s.residency, TenantShares(s.tenants) if s.tenants.weights else None)
+
+
+def _residency_no_host(s: Scheduling) -> Admission:
+    blind = msgspec.structs.replace(s.residency, host_share=0.0)
+    return _residency(msgspec.structs.replace(s, residency=blind))
 
 
 def _window(s: Scheduling) -> Admission:
@@ -117,6 +124,10 @@ def _nothing(_: Scheduling) -> Retention:
 
 def _worth(s: Scheduling) -> Retention:
     return WorthKeeping(s.worth)
+
+
+def _worth_no_host(s: Scheduling) -> Retention:
+    return ComputedAgain(s.worth)
 
 
 def _ski_rental(s: Scheduling) -> Retention:
@@ -201,6 +212,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "mars-no-hold": Preset(_residency, _least_left, _nothing, _shortest, "mars, nothing kept warm"),
     "mars-no-tool-order": Preset(
         _residency, _least_left, _worth, _fifo, "mars, tools as they come"
+    ),
+    "mars-no-host": Preset(
+        _residency_no_host, _least_left, _worth_no_host, _shortest, "mars, blind to host memory"
     ),
 }
 

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
-from mars.core.admission import Beat, GatedView, Verdict, let_in
+from mars.core.admission import Beat, GatedView, Verdict
 from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
@@ -33,8 +33,6 @@ class ThunderAgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """b. Its BUFFER_PER_PROGRAM."""
     most_wait_s: Annotated[float, Meta(gt=0.0)] = 1800.0
     """Who waits this long at the gate enters whatever its size. Its _wait_for_resume."""
-    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
-    """Without samples of the engine for so long, everybody enters. Ours, as in core.window."""
 
 
 class ThunderAgent:
@@ -68,9 +66,6 @@ class ThunderAgent:
         pressure: Pressure,
         now_s: float,
     ) -> Verdict:
-        if (blind_s := pressure.blind_s(now_s)) > self._set.blind_s:
-            why = f"no engine samples for {blind_s:.0f} s: the gate is open"
-            return Verdict(admit=let_in(gated, why), why_not="", window=None)
         done = [s for s in self._marked.values() if s.phase is Phase.ACTING]
         pause = [self._send_back(s, "marked when contexts exceeded KV") for s in done]
         free = self._free_tokens(active, pressure) + sum(map(self._room, done))

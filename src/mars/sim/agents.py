@@ -226,12 +226,12 @@ class Agents:
                     why="client left",
                 )
             )
-        self._end(play, now_s, "client left")
+        self._end(play, now_s, "client left", "client gone")
 
-    def _end(self, play: Play, now_s: float, why: str) -> None:
+    def _end(self, play: Play, now_s: float, why: str, by: ev.End = "final request") -> None:
         play.is_over = True
         self.left -= 1
-        self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why))
+        self._tell(ev.SessionEnded(at_s=now_s, session_id=play.session_id, why=why, by=by))
         if (waiting := self._families.ended(play)) and not waiting.is_over:
             self._think(waiting, now_s)
         if self._later and self._families.parent_of(play) is None:

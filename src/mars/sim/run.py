@@ -18,7 +18,7 @@ import msgspec
 from mars.core import events as ev
 from mars.core.admission import Open
 from mars.core.control import ControlPlane
-from mars.core.decisions import Admit, Decision, Pause, Shut
+from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId
 from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
 from mars.sim.agenda import Agenda
@@ -96,7 +96,8 @@ class Simulation:
     ) -> None:
         self._agenda = Agenda()
         admission = build_admission(settings.scheduling)
-        self._control = ControlPlane(admission)
+        bounds = msgspec.structs.replace(settings.scheduling.gate, blind_s=inf)
+        self._control = ControlPlane(admission, bounds)
         policy = build_policy(settings.scheduling)
         self._steers = not isinstance(admission, Open)
         """Who lets everybody in reads neither samples nor what sessions do."""
@@ -126,9 +127,13 @@ class Simulation:
         self._log: list[ev.Event] = []
         self._first_token_s: dict[CallId, float] = {}
         self._agents.start(agents)
-        if (tick_s := self._control.tick_s) is not None:
-            first_s = min((s.arrives_s for s in sessions), default=0.0)
-            self._agenda.at(first_s + tick_s, self._ticker(tick_s))
+        first_s = min((s.arrives_s for s in sessions), default=0.0)
+        for every_s, ask in (
+            (self._control.tick_s, self._control.tick),
+            (self._control.watch_s, self._control.watch),
+        ):
+            if every_s is not None:
+                self._ask_again(ask, first_s, every_s)
 
     def run(self) -> Outcome:
         agenda, engine = self._agenda, self._engine
@@ -177,12 +182,8 @@ class Simulation:
 
     def _carry_out(self, decisions: Sequence[Decision], now_s: float) -> None:
         for decision in decisions:
-            if isinstance(decision, Shut):
-                self._tell(
-                    ev.GateShut(
-                        at_s=now_s, limit=decision.limit, why=decision.why, waiting=decision.waiting
-                    )
-                )
+            if isinstance(decision, Shut | FailOpen):
+                self._tell(said(decision, now_s))
                 continue
             play = self._agents.plays[decision.session_id]
             if play.is_over:  # its end is already on its way
@@ -192,7 +193,10 @@ class Simulation:
                     play.is_admitted = True
                     self._tell(
                         ev.SessionAdmitted(
-                            at_s=now_s, session_id=decision.session_id, why=decision.why
+                            at_s=now_s,
+                            session_id=decision.session_id,
+                            why=decision.why,
+                            by=decision.by,
                         )
                     )
                 case Pause():
@@ -217,9 +221,11 @@ class Simulation:
         if call is not None and call.first_token_s >= 0.0:
             self._first_token_s[served.call_id] = call.first_token_s - call.view.queued_s
 
-    def _ticker(self, tick_s: float) -> Callable[[float], None]:
-        def tick(now_s: float) -> None:
-            self._carry_out(self._control.tick(now_s), now_s)
-            self._agenda.at(now_s + tick_s, tick)
+    def _ask_again(
+        self, ask: Callable[[float], Sequence[Decision]], last_s: float, every_s: float
+    ) -> None:
+        def again(now_s: float) -> None:
+            self._carry_out(ask(now_s), now_s)
+            self._ask_again(ask, now_s, every_s)
 
-        return tick
+        self._agenda.at(last_s + every_s, again)

@@ -1,0 +1,131 @@
+"""`GET /mars/sessions`: each session as an operator wants to see it.
+
+A reader of facts keeps what the control plane has no use for: who named a session, what its last
+call found in the cache, what the engine holds for it, which tools it runs. The rest is the control
+plane's own table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mars.core import events as ev
+from mars.core.control import ControlPlane
+from mars.core.ids import SessionId, ToolId
+from mars.core.session import Phase, Session
+
+
+class ToolRow(msgspec.Struct, frozen=True, kw_only=True):
+    tool: str
+    state: str
+    """`queued`: it waits for cores; `running`."""
+    state_s: float
+    """Since when, in seconds before now."""
+
+
+class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: SessionId
+    rule: str
+    """Which rule named it: `header NAME`, `body FIELD`, or `none`."""
+    tenant: str
+    parent_id: SessionId | None
+    """The session that started it."""
+    phase: str
+    phase_s: float
+    """Since when it has been in this phase, in seconds before now."""
+    age_s: float
+    """Since it arrived."""
+    why: str
+    """Why it waits at the gate; empty past it."""
+    turn: int
+    context_tokens: int
+    """Tokens of its longest call so far."""
+    served_tokens: int
+    """Tokens that the engine has computed for it."""
+    warm_frac: float | None
+    """Of its last call's prompt, the share that was cached; None: no call of it was served yet."""
+    held_tokens: int
+    """KV that the engine holds for its next call."""
+    tools: list[ToolRow]
+
+
+@dataclass(slots=True)
+class _Seen:
+    rule: str
+    tenant: str
+    warm_frac: float | None = None
+    held_tokens: int = 0
+    tools: dict[ToolId, ev.ToolQueued | ev.ToolStarted] = field(default_factory=dict)
+
+
+class Roster:
+    """A reader of facts: hand each to `observe`, in the order they were told."""
+
+    def __init__(self) -> None:
+        self._seen: dict[SessionId, _Seen] = {}
+
+    def observe(self, event: ev.Event) -> None:
+        match event:
+            case ev.SessionArrived():
+                self._seen[event.session_id] = _Seen(event.rule, event.tenant)
+            case ev.SessionEnded():
+                self._seen.pop(event.session_id, None)
+            case ev.CallServed() | ev.KvHeld() | ev.KvReleased():
+                if seen := self._seen.get(event.session_id):
+                    _hear_engine(seen, event)
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                if seen := self._seen.get(event.session_id):
+                    _hear_tool(seen, event)
+            case _:
+                pass
+
+    def rows(self, control: ControlPlane, now_s: float) -> Iterator[SessionRow]:
+        for session in control.sessions.values():
+            seen = self._seen.get(session.session_id) or _Seen("", "")
+            why = control.why_not if session.phase is Phase.GATED else ""
+            yield _row(session, seen, why, now_s)
+
+
+def _hear_engine(seen: _Seen, event: ev.CallServed | ev.KvHeld | ev.KvReleased) -> None:
+    match event:
+        case ev.CallServed():
+            if event.ok and event.prompt_tokens:
+                seen.warm_frac = event.cached_tokens / event.prompt_tokens
+        case ev.KvHeld():
+            seen.held_tokens = event.kv_tokens
+        case ev.KvReleased():
+            seen.held_tokens = 0
+
+
+def _hear_tool(seen: _Seen, event: ev.ToolEvent) -> None:
+    if isinstance(event, ev.ToolFinished):
+        seen.tools.pop(event.tool_id, None)
+    else:
+        seen.tools[event.tool_id] = event
+
+
+def _row(session: Session, seen: _Seen, why: str, now_s: float) -> SessionRow:
+    return SessionRow(
+        session_id=session.session_id,
+        rule=seen.rule,
+        tenant=seen.tenant,
+        parent_id=session.parent_id,
+        phase=session.phase.value,
+        phase_s=now_s - session.since_s,
+        age_s=now_s - session.arrived_s,
+        why=why,
+        turn=session.turn,
+        context_tokens=session.context_tokens,
+        served_tokens=session.served_tokens,
+        warm_frac=seen.warm_frac,
+        held_tokens=seen.held_tokens,
+        tools=[
+            ToolRow(
+                tool=tool.tool,
+                state="running" if isinstance(tool, ev.ToolStarted) else "queued",
+                state_s=now_s - tool.at_s,
+            )
+            for tool in seen.tools.values()
+        ],
+    )

@@ -1,0 +1,143 @@
+"""`mars top`, as a process of its own, on a real gateway."""
+
+import asyncio
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
+from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
+
+TOP = [sys.executable, "-m", "mars", "top"]
+
+
+@asynccontextmanager
+async def one_in_one_waiting() -> AsyncIterator[Rig]:
+    engine = Engine(script=on_cue)
+    async with (
+        serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url,
+        gateway(url, scheduling=ONE_AT_A_TIME) as rig,
+    ):
+        first = rig.post("[bold]inside")
+        exchange = await engine.called(1)
+        second = rig.post("outside")
+        await rig.gated("outside")
+        yield rig
+        second.cancel()
+        exchange.cue.set()
+        await first
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *TOP, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "120"},
+    )  # fmt: skip
+    said, failed = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode is not None
+    return process.returncode, said.decode(), failed.decode()
+
+
+async def test_once_prints_who_is_in_who_waits_and_why() -> None:
+    async with one_in_one_waiting() as rig:
+        code, said, failed = await run(rig.url + "/v1", "--once")
+    assert code == 0, failed
+    lines = said.splitlines()
+    assert "2 sessions: 1 of 1 active; 1 gated, 1 queued" in lines
+    assert "gate: 1 wait: KV is at 100% (limit 90%)" in lines
+    assert any(line.startswith("KV used") and "100 %" in line for line in lines)
+    assert any(line.startswith("tools per slot") and "never heard" in line for line in lines)
+    at = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
+    assert at["outside"] < at["[bold]inside"], "who waits stands first, and no id is markup"
+
+
+async def test_where_no_gateway_is_it_says_so_and_what_to_do() -> None:
+    code, _, said = await run(closed_port(), "--once")
+    assert code == 2
+    assert said.startswith("mars: no gateway of mars answers at http://127.0.0.1:")
+    assert "`mars serve`" in said
+
+
+async def test_what_is_no_gateway_is_told_apart() -> None:
+    engine = Engine()
+    async with serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url:
+        code, _, said = await run(url, "--once")
+    assert code == 2
+    assert "no gateway of mars answers" in said
+
+
+@dataclass
+class Terminal:
+    """The other end of the terminal that the process runs in."""
+
+    process: asyncio.subprocess.Process
+    descriptor: int
+    shown: bytearray = field(default_factory=bytearray)
+
+    def read(self) -> None:
+        try:
+            self.shown += os.read(self.descriptor, 1 << 16)
+        except OSError:  # the process has closed its end
+            asyncio.get_running_loop().remove_reader(self.descriptor)
+
+    def shows(self, text: str) -> Callable[[], bool]:
+        return lambda: text.encode() in self.shown
+
+
+@asynccontextmanager
+async def in_terminal(*arguments: str) -> AsyncIterator[Terminal]:
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *TOP, *arguments, stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "COLUMNS": "120", "LINES": "30", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    terminal = Terminal(process, ours)
+    asyncio.get_running_loop().add_reader(ours, terminal.read)
+    try:
+        yield terminal
+    finally:
+        asyncio.get_running_loop().remove_reader(ours)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+
+
+@pytest.mark.parametrize("leave", ["q", "Ctrl-C"])
+async def test_it_follows_the_gateway_until_it_is_told_to_leave(leave: str) -> None:
+    async with one_in_one_waiting() as rig, in_terminal(rig.url, "--every", "0.1") as terminal:
+        await until(terminal.shows("1 gated"), within_s=120)
+        third = rig.post("third")
+        await until(terminal.shows("2 gated"), within_s=120)
+        if leave == "q":
+            os.write(terminal.descriptor, b"q")
+        else:
+            terminal.process.send_signal(signal.SIGINT)
+        code = await asyncio.wait_for(terminal.process.wait(), 120)
+        assert code == (0 if leave == "q" else 130)
+        third.cancel()
+
+
+async def test_a_gateway_that_goes_away_is_shown_and_the_view_goes_on() -> None:
+    async with in_terminal_of_a_gateway() as terminal:
+        await until(terminal.shows("no answer, this is old"), within_s=120)
+        assert terminal.process.returncode is None
+
+
+@asynccontextmanager
+async def in_terminal_of_a_gateway() -> AsyncIterator[Terminal]:
+    """The gateway is gone when this yields."""
+    rig = one_in_one_waiting()
+    running = await rig.__aenter__()
+    async with in_terminal(running.url, "--every", "0.1") as terminal:
+        await until(terminal.shows("1 gated"), within_s=120)
+        await rig.__aexit__(None, None, None)
+        yield terminal
