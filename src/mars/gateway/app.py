@@ -13,7 +13,7 @@ With `gateway.keys_file` a key is asked for first (mars.gateway.door).
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -38,14 +38,8 @@ from mars.gateway.recall import Recall
 from mars.gateway.roster import Roster
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
-from mars.gateway.wires import MESSAGES, OPENAI, RESPONSES, Wire
 
-_GATED: Final[Mapping[str, Wire]] = {
-    "/v1/chat/completions": OPENAI,
-    "/v1/completions": OPENAI,
-    "/v1/responses": RESPONSES,
-    "/v1/messages": MESSAGES,
-}
+_CALLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 """Paths of model calls; what is posted to others asks for no KV that a later call goes on from."""
 
 
@@ -96,19 +90,15 @@ def build_app(
     metrics.registry.register(gauges)
     desk.read_by(metrics.observe, gauges.observe, roster.observe)
     views = _Views(desk, upstream, metrics, roster)
-    recall = Recall(infers=settings.infer_sessions)
+    gated = GatedCall(desk, Recall(infers=settings.infer_sessions), upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
     app = Starlette(
         lifespan=lifespan,
         middleware=door,
         routes=[
-            *(
-                Route(path, GatedCall(desk, recall, upstream, settings, wire), methods=["POST"])
-                for path, wire in _GATED.items()
-            ),
-            Route("/v1/messages/{rest:path}", PassThrough(upstream, settings, MESSAGES)),
-            Route("/v1/{rest:path}", PassThrough(upstream, settings, OPENAI)),
+            *(Route(path, gated, methods=["POST"]) for path in _CALLS),
+            Route("/v1/{rest:path}", PassThrough(upstream, settings)),
             Route("/health", views.health),
             Route("/metrics", views.metrics),
             Route("/mars/status", views.status),

@@ -15,7 +15,7 @@ from typing import Final, Self
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from mars.gateway.wires import Error, Wire
+from mars.gateway.wires import Error, wire_of
 
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -44,8 +44,8 @@ class Caller:
     The context then ends quietly, with `gone` set.
     """
 
-    def __init__(self, wire: Wire, scope: Scope, receive: Receive, send: Send) -> None:
-        self.wire = wire
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.wire = wire_of(scope["path"])
         self.scope = scope
         self.gone = False
         self.begun = False

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mars.core.errors import InputError
 from mars.gateway.caller import Caller
 from mars.gateway.keys import KeyRing, bears_key
-from mars.gateway.wires import wire_of
 
 TENANT: Final = "mars.tenant"
 """In the scope of a request past the door: whose it is."""
@@ -34,7 +33,7 @@ class Door:
         if scope["type"] != "http" or scope["path"] in _OPEN:
             await self._app(scope, receive, send)
             return
-        caller = Caller(wire_of(scope["path"]), scope, receive, send)
+        caller = Caller(scope, receive, send)
         key = self._ring.find(scope["headers"])
         if key is None:
             await caller.fail(401, "invalid_api_key", _NO_KEY)

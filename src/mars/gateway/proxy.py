@@ -37,13 +37,12 @@ _FIRST_ERROR: Final = 400
 class PassThrough:
     """Endpoint: on to the engine and back, without gate or session."""
 
-    def __init__(self, upstream: Upstream, settings: GatewaySettings, wire: Wire) -> None:
+    def __init__(self, upstream: Upstream, settings: GatewaySettings) -> None:
         self._upstream = upstream
         self._set = settings
-        self._wire = wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(self._wire, scope, receive, send)
+        caller = Caller(scope, receive, send)
         body = await self._body(caller)
         if body is not None:
             with caller:
@@ -91,7 +90,7 @@ class PassThrough:
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
         if caller.begun:  # as a stream, while it waited at the gate
             if why or not streams:
-                await caller.fail_stream(self._wire.retold(response.status, await response.read()))
+                await caller.fail_stream(caller.wire.retold(response.status, await response.read()))
                 return why or f"the engine answered a stream with {response.content_type}"
         else:
             caller.streams = streams
@@ -113,19 +112,14 @@ class GatedCall(PassThrough):
     """Endpoint: a call of a session; waits at the gate until its session may enter."""
 
     def __init__(
-        self,
-        desk: Desk,
-        recall: Recall,
-        upstream: Upstream,
-        settings: GatewaySettings,
-        wire: Wire,
+        self, desk: Desk, recall: Recall, upstream: Upstream, settings: GatewaySettings
     ) -> None:
-        super().__init__(upstream, settings, wire)
+        super().__init__(upstream, settings)
         self._desk = desk
         self._recall = recall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = Caller(self._wire, scope, receive, send)
+        caller = Caller(scope, receive, send)
         body = await self._body(caller)
         if body is None:
             return
@@ -160,7 +154,7 @@ class GatedCall(PassThrough):
             else:
                 await caller.fail(410, "session_ended", why)
             return why
-        return await self._run(caller, call, body, self._reader(identity, call))
+        return await self._run(caller, call, body, self._reader(caller.wire, identity, call))
 
     def _identify(self, scope: Scope, body: bytes) -> Identity:
         headers: Headers = scope["headers"]
@@ -182,12 +176,12 @@ class GatedCall(PassThrough):
             prompt_bytes=len(body),
             final=identity.final,
         )
-        if not self._wire.keeps_call_id:
+        if not caller.wire.keeps_call_id:
             self._desk.names.expect(stay.session_id, call.call_id, time.monotonic())
         return call
 
-    def _reader(self, identity: Identity, call: Call) -> Reader | None:
-        if self._wire.answers_are_named:
+    def _reader(self, wire: Wire, identity: Identity, call: Call) -> Reader | None:
+        if wire.answers_are_named:
             return ResponseHead(self._recall, call.stay.session_id)
         return AnswerReader(identity.asked, self._recall, call) if identity.asked else None
 

@@ -87,11 +87,13 @@ def _coded(error: object) -> dict[str, str]:
     return {"code": str(kind or "server_error"), "message": str(message or error)}
 
 
-OPENAI: Final = Wire()
-RESPONSES: Final = Responses()
-MESSAGES: Final = Messages()
+_OPENAI: Final = Wire()
+_RESPONSES: Final = Responses()
+_MESSAGES: Final = Messages()
 
 
 def wire_of(path: str) -> Wire:
-    """How the clients of this path read an answer that is an error."""
-    return MESSAGES if path.startswith("/v1/messages") else OPENAI
+    """Of a request's path; of one below messages (to count tokens) theirs, too."""
+    if path == "/v1/responses":
+        return _RESPONSES
+    return _MESSAGES if path.startswith("/v1/messages") else _OPENAI
