@@ -1,4 +1,4 @@
-"""A gateway that is killed under load, before a real vLLM with the plugin: nothing is stuck."""
+"""A real vLLM with the plugin: the gateway before it is killed under load, or it hangs itself."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 from tests.gateway.processes import GatewayProcess, mars_gateway
 
@@ -26,8 +27,8 @@ BUSY = (
 
 
 @asynccontextmanager
-async def vllm(folder: Path, publish: str, subscribe: str) -> AsyncIterator[tuple[str, str]]:
-    """Its address and its model."""
+async def vllm(folder: Path, publish: str, subscribe: str) -> AsyncIterator[tuple[str, str, int]]:
+    """Its address, its model, and its process."""
     model, arguments, environment = tiny_engine()
     (port,) = free_ports(1)
     options = StackOptions(
@@ -49,7 +50,7 @@ async def vllm(folder: Path, publish: str, subscribe: str) -> AsyncIterator[tupl
     async with Parts() as parts:
         await parts.start(engine)
         await parts.ready(180.0)
-        yield f"http://127.0.0.1:{port}", str(model)
+        yield f"http://127.0.0.1:{port}", str(model), parts.pids[0]
 
 
 async def ask(gateway: GatewayProcess, model: str, session: str, made: int) -> bytes:
@@ -77,7 +78,7 @@ async def test_a_killed_gateway_leaves_nothing_in_the_engine_and_forgets_no_sess
 ) -> None:
     engine, ours, log = f"ipc://{tmp_path}/e", f"ipc://{tmp_path}/g", tmp_path / "gateway.jsonl"
     options = ("--publish", ours, "--subscribe", engine)
-    async with vllm(tmp_path, engine, ours) as (url, model):
+    async with vllm(tmp_path, engine, ours) as (url, model, _):
         async with mars_gateway(url, *options, log=log) as gateway:
             for session in SESSIONS:
                 await ask(gateway, model, session, 4)
@@ -101,6 +102,38 @@ async def test_a_killed_gateway_leaves_nothing_in_the_engine_and_forgets_no_sess
             await ask(gateway, model, "last", 4)
             await gateway.http.delete(f"{gateway.url}/mars/sessions/last")
             await until_idle(gateway, model)
+
+
+async def test_an_engine_that_hangs_opens_the_gate_and_serves_all_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Calls then wait in the engine as they would without us: none is lost, none is answered."""
+    engine, ours, log = f"ipc://{tmp_path}/e", f"ipc://{tmp_path}/g", tmp_path / "gateway.jsonl"
+    options = ("--publish", ours, "--subscribe", engine, "--set", "scheduling.gate.blind_s=5")
+    async with (
+        vllm(tmp_path, engine, ours) as (url, model, pid),
+        mars_gateway(url, *options, log=log) as gateway,
+    ):
+        calls = [asyncio.create_task(ask(gateway, model, "in", 1500))]
+        await until_gauge(gateway, 'mars_sessions{phase="running"}', 1)
+        for process in (stopped := whole(pid)):
+            process.suspend()
+        await until_gauge(gateway, 'mars_fail_open{cause="no samples"}', 1)
+        calls += [asyncio.create_task(ask(gateway, model, f"s{it}", 4)) for it in range(9)]
+        await until_gauge(gateway, 'mars_sessions{phase="queued"}', 9)
+        assert (await gateway.status()).gated == 0
+        assert not any(call.done() for call in calls)
+        for process in stopped:
+            process.resume()
+        await asyncio.wait_for(asyncio.gather(*calls), 300)
+        await until_gauge(gateway, 'mars_fail_open{cause="no samples"}', 0)
+        assert await gauge(gateway, 'mars_calls_total{outcome="ok"') == 10
+
+
+def whole(pid: int) -> list[psutil.Process]:
+    """The engine and its workers, who come first to be stopped."""
+    root = psutil.Process(pid)
+    return [*root.children(recursive=True), root]
 
 
 async def until_idle(gateway: GatewayProcess, model: str) -> None:
