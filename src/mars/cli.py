@@ -422,6 +422,30 @@ def bench_scheduler(policies: str, rounds: int, as_json: bool) -> None:  # noqa:
     bench_scheduler_command(policies.split(","), rounds=rounds, as_json=as_json)
 
 
+@cli.command("bench-gateway")
+@click.option("--engine", metavar="URL", help="A real engine. Default: a stub that costs nothing.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    help="Another gateway in the same run: {engine} is its engine's URL, {port} its port.",
+)
+@click.option("--policy", default="mars", show_default=True)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--seconds", default=3.0, show_default=True, type=_POSITIVE, help="Of each load.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_gateway(**options: Any) -> None:
+    """What the gateway adds, direct and through it in turns: latency, throughput, memory.
+
+    The gateway has one core, the load and the stub engine the others. Example of a peer:
+    --peer 'rust=vllm-router --worker-urls {engine} --port {port}'
+    """
+    from mars.bench.gateway_command import bench_gateway_command
+
+    bench_gateway_command(**options)
+
+
 def _fresh_folder(kind: str) -> Path:
     import time
 

@@ -1,6 +1,7 @@
 """The gateway as a process: listens, hears the others, keeps the log, and stops cleanly."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -125,6 +126,8 @@ class _Server(uvicorn.Server):
 async def _run(
     app: Starlette, desk: Desk, listener: socket.socket, on_listening: Callable[[str], None]
 ) -> None:
+    gc.collect()
+    gc.freeze()  # what is here now stays: to look through it again would stop every stream
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = _Server(server_config(app), lambda: on_listening(address))
