@@ -16,6 +16,7 @@ demo: $(READY)
 test: check
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
+	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
 	$(BIN)/pytest
 
 # The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.

@@ -1,11 +1,14 @@
-"""docs/invariants.md names only tests that exist."""
+"""docs/invariants.md and docs/faults.md name only tests that exist."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "invariants.md").read_text()
+FAULTS = (ROOT / "docs" / "faults.md").read_text()
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+(?:::\w+)?)`")
 TEST = re.compile(r"test|Test")
 
@@ -49,12 +52,13 @@ def test_every_invariant_names_a_test() -> None:
     assert bare == []
 
 
-def test_every_test_named_on_the_page_exists() -> None:
+@pytest.mark.parametrize("page", [PAGE, FAULTS], ids=["invariants", "faults"])
+def test_every_test_named_on_the_page_exists(page: str) -> None:
     # A reference that the pattern cannot read would never be checked.
-    assert len(NAMED.findall(PAGE)) == PAGE.count(".py::")
+    assert len(NAMED.findall(page)) == page.count(".py::")
     missing = [
         f"{path}::{name}"
-        for path, name in NAMED.findall(PAGE)
+        for path, name in NAMED.findall(page)
         if not (ROOT / path).is_file() or name not in collected(ROOT / path)
     ]
     assert missing == []

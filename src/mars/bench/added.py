@@ -7,13 +7,15 @@ floor: what two ways that are one differ by.
 
 import asyncio
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import msgspec
 import psutil
 
 from mars.bench.streams import Load, Seen, held_open, play
+from mars.core.errors import PartDiedError
 
 DIRECT: Final = "direct"
 AGAIN: Final = "direct again"
@@ -156,7 +158,8 @@ async def measure(
 
 async def _play(load: Load, way: Way) -> Seen:
     before_s = _cpu_s(way)
-    seen = await play(way.url, load, f"bench-{load.model}-{load.streams}")
+    with _naming(way):
+        seen = await play(way.url, load, f"bench-{load.model}-{load.streams}")
     if before_s is not None and (after_s := _cpu_s(way)) is not None:
         seen.cpu_s = after_s - before_s
     return seen
@@ -195,8 +198,9 @@ async def measure_memory(ways: Sequence[Way]) -> list[Figure]:
     for way in ways:
         if way.pid is not None:
             idle[way.name] = _over([_rss_mb(way.pid)])
-            async with held_open(way.url, load, "held"):
-                held[way.name] = _over([_rss_mb(way.pid)])
+            with _naming(way):
+                async with held_open(way.url, load, "held"):
+                    held[way.name] = _over([_rss_mb(way.pid)])
             await asyncio.sleep(_SETTLE_S)
 
     def figure(case: str, target: str, of: dict[str, Over]) -> Figure:
@@ -205,6 +209,14 @@ async def measure_memory(ways: Sequence[Way]) -> list[Figure]:
         )
 
     return [figure("before", "", idle), figure(f"{_HELD:,} open streams", "< 200", held)]
+
+
+@contextmanager
+def _naming(way: Way) -> Iterator[None]:
+    try:
+        yield
+    except PartDiedError as error:
+        raise PartDiedError(f"{way.name}: {error}") from None
 
 
 def _processes(pid: int) -> list[psutil.Process]:

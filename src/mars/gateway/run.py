@@ -22,6 +22,7 @@ from mars.core.events import Event
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.ear import Ear
+from mars.gateway.heads import BoundedHeads
 from mars.gateway.keys import KeyRing
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import Upstream
@@ -95,7 +96,7 @@ async def serve(
 def server_config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         lifespan="on",
         log_config=None,
