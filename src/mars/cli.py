@@ -99,7 +99,13 @@ def serve(
 
 
 @cli.command()
-@click.option("--upstream", required=True, metavar="URL", help="vLLM, e.g. http://127.0.0.1:8001")
+@click.option(
+    "--upstream",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="vLLM, e.g. http://127.0.0.1:8001; several: URL, or URL=ENDPOINT of its plugin's facts.",
+)
 @click.option("--policy", help="Default: mars.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
@@ -109,7 +115,7 @@ def serve(
 @_settings
 def gateway(
     *,
-    upstream: str,
+    upstream: tuple[str, ...],
     policy: str | None,
     host: str,
     port: int,
@@ -137,7 +143,7 @@ def gateway(
             publish=publish,
             subscribe=subscribe,
             log_settings=as_dict(settings),
-            on_listening=lambda url: click.echo(f"gateway: {url} -> {upstream}"),
+            on_listening=lambda url: click.echo(f"gateway: {url} -> {', '.join(upstream)}"),
         )
     )
 
