@@ -452,6 +452,24 @@ def bench_gateway(**options: Any) -> None:
     bench_gateway_command(**options)
 
 
+@cli.command()
+@click.option("--minutes", default=20.0, show_default=True, type=_POSITIVE)
+@click.option("--agents", default=60, show_default=True, type=click.IntRange(min=1))
+@click.option("--policy", default="mars", show_default=True)
+@click.option("--restart", "restart_s", default=15.0, show_default=True, help="An engine, seconds.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def soak(**options: Any) -> None:
+    """Keep a gateway before two stub engines under churn, and see that nothing is left of it.
+
+    Agents come, cancel, vanish; engines are killed and started again. Ends with 4 when memory,
+    descriptors or sessions have grown, or a law of the event log is broken.
+    """
+    from mars.bench.soak_command import soak_command
+
+    soak_command(**options)
+
+
 def _fresh_folder(kind: str) -> Path:
     import time
 
