@@ -99,7 +99,13 @@ def serve(
 
 
 @cli.command()
-@click.option("--upstream", required=True, metavar="URL", help="vLLM, e.g. http://127.0.0.1:8001")
+@click.option(
+    "--upstream",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="vLLM, e.g. http://127.0.0.1:8001; several: URL, or URL=ENDPOINT of its plugin's facts.",
+)
 @click.option("--policy", help="Default: mars.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
@@ -110,7 +116,7 @@ def serve(
 @_settings
 def gateway(
     *,
-    upstream: str,
+    upstream: tuple[str, ...],
     policy: str | None,
     host: str,
     port: int,
@@ -144,7 +150,7 @@ def gateway(
             publish=publish,
             subscribe=subscribe,
             log_settings=as_dict(settings),
-            on_listening=lambda url: click.echo(f"gateway: {url} -> {upstream}"),
+            on_listening=lambda url: click.echo(f"gateway: {url} -> {', '.join(upstream)}"),
         )
     )
 
@@ -467,6 +473,24 @@ def bench_gateway(**options: Any) -> None:
     from mars.bench.gateway_command import bench_gateway_command
 
     bench_gateway_command(**options)
+
+
+@cli.command()
+@click.option("--minutes", default=20.0, show_default=True, type=_POSITIVE)
+@click.option("--agents", default=60, show_default=True, type=click.IntRange(min=1))
+@click.option("--policy", default="mars", show_default=True)
+@click.option("--restart", "restart_s", default=15.0, show_default=True, help="An engine, seconds.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def soak(**options: Any) -> None:
+    """Keep a gateway before two stub engines under churn, and see that nothing is left of it.
+
+    Agents come, cancel, vanish; engines are killed and started again. Ends with 4 when memory,
+    descriptors or sessions have grown, or a law of the event log is broken.
+    """
+    from mars.bench.soak_command import soak_command
+
+    soak_command(**options)
 
 
 def _fresh_folder(kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""A gateway and its engine as processes of their own, to be stopped, killed and started again."""
+"""A gateway and its engines as processes of their own, to be stopped, killed and started again."""
 
 import asyncio
 import signal
@@ -59,29 +59,35 @@ class Process:
 
 
 class Pair:
-    """An engine (the stub of mars.bench) behind a gateway."""
+    """A gateway before one engine or several (the stub of mars.bench)."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        engine_port, port = free_ports(2)
-        self.engine_url = f"http://127.0.0.1:{engine_port}"
+    def __init__(self, folder: Path, *options: str, engines: int = 1) -> None:
+        port, *engine_ports = free_ports(1 + engines)
+        self.engine_urls = [f"http://127.0.0.1:{engine_port}" for engine_port in engine_ports]
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "events.jsonl"
-        self.engine = Process("mars.bench.stub_engine", str(engine_port))
+        self.engines = [Process("mars.bench.stub_engine", str(number)) for number in engine_ports]
+        upstreams = [word for url in self.engine_urls for word in ("--upstream", url)]
         self.gateway = Process(
-            "mars", "gateway", "--upstream", self.engine_url, "--port", str(port),
-            "--events", str(self.log), *options,
-        )  # fmt: skip
+            "mars", "gateway", *upstreams, "--port", str(port), "--events", str(self.log), *options
+        )
         self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
+    @property
+    def engine(self) -> Process:
+        return self.engines[0]
+
     async def start(self) -> None:
-        self.engine.start()
+        for engine in self.engines:
+            engine.start()
         self.gateway.start()
         await self.ready()
 
     async def end(self) -> None:
         await self.http.close()
         self.gateway.end()
-        self.engine.end()
+        for engine in self.engines:
+            engine.end()
 
     async def ready(self) -> None:
         async def is_ready() -> bool:

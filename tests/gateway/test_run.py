@@ -47,11 +47,11 @@ class Running:
             await self.task
 
 
-def start(upstream: str, on_listening: Callable[[str], None], **changes: Any) -> Any:
+def start(upstream: str | list[str], on_listening: Callable[[str], None], **changes: Any) -> Any:
     how: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": 0,
-        "upstream": upstream,
+        "upstream": [upstream] if isinstance(upstream, str) else upstream,
         "scheduling": Scheduling(policy="fcfs"),
         "settings": GatewaySettings(),
         "log": None,

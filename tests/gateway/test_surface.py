@@ -106,7 +106,7 @@ async def play(requests: list[Asked]) -> None:
         for request, (status, body) in zip(requests, answers, strict=True):
             check(request, status, body)
         await until(lambda: not rig.desk._in_flight)
-        assert rig.desk.control._open_calls == 0
+        assert rig.desk.control._meter.open_calls == 0
         assert len(rig.of(ev.CallQueued)) == len(rig.of(ev.CallFinished))
         for session_id in list(rig.desk._stays):
             rig.desk.end(session_id, "test")

@@ -1,11 +1,12 @@
 """An engine that costs next to nothing: what a gateway adds can be seen before it.
 
-    python -m mars.bench.stub_engine PORT [ENDPOINT]
+    python -m mars.bench.stub_engine PORT [ENDPOINT [KV_BLOCKS]]
 
 A protocol class on a raw socket, HTTP/1.1 as far as a gateway speaks it to an engine. It serves the
 models `stub-Nms`: a chat stream of `max_tokens` chunks, one every N milliseconds from the request
 on, that say when they were sent; with N = 0, all at once. With ENDPOINT it publishes there what
-the plugin would: starts and ends of calls, and samples of a KV cache with room for everybody.
+the plugin would: starts and ends of calls, and samples of a KV cache, which has room for everybody
+unless KV_BLOCKS says less.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ TELL_S: Final = 0.01
 """Facts go out this often, as those of an engine's steps do."""
 _SAMPLE_S: Final = 0.25
 _KV_BLOCKS: Final = 1_000_000
+"""As good as no limit."""
 _BLOCK_TOKENS: Final = 16
 _PROMPT_TOKENS: Final = 500
 
@@ -51,7 +53,8 @@ _MODELS: Final = b'{"object":"list","data":[{"id":"stub-0ms","object":"model"}]}
 class Facts:
     """What the engine publishes. Direct calls, which no gateway has named, are not told of."""
 
-    def __init__(self, endpoint: str | None) -> None:
+    def __init__(self, endpoint: str | None, kv_blocks: int) -> None:
+        self._kv_blocks = kv_blocks
         self._publisher = Publisher(endpoint) if endpoint else None
         self._told: list[ev.Event] = []
         self._sample_s = 0.0
@@ -62,7 +65,7 @@ class Facts:
             now_s = time.monotonic()
             if now_s >= self._sample_s:
                 self._sample_s = now_s + _SAMPLE_S
-                self._told.append(_sample(now_s))
+                self._told.append(_sample(now_s, self._kv_blocks))
             if self._publisher is not None:
                 self._publisher.send(self._told)
             self._told = []
@@ -101,12 +104,12 @@ class Facts:
             )
 
 
-def _sample(at_s: float) -> ev.EngineSampled:
+def _sample(at_s: float, kv_blocks: int) -> ev.EngineSampled:
     return ev.EngineSampled(
         at_s=at_s,
         kv_used_blocks=0,
         kv_held_blocks=0,
-        kv_total_blocks=_KV_BLOCKS,
+        kv_total_blocks=kv_blocks,
         block_tokens=_BLOCK_TOKENS,
         running_calls=0,
         waiting_calls=0,
@@ -194,12 +197,13 @@ def _chunk(sent: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(event), event)
 
 
-async def serve(port: int, endpoint: str | None) -> None:
-    facts = Facts(endpoint)
+async def serve(port: int, endpoint: str | None, kv_blocks: int) -> None:
+    facts = Facts(endpoint, kv_blocks)
     loop = asyncio.get_running_loop()
     await loop.create_server(lambda: Connection(facts), "127.0.0.1", port, backlog=4096)
     await facts.tell()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))  # noqa: PLR2004
+    _port, _endpoint, _blocks, *_ = *sys.argv[1:], "", ""
+    uvloop.run(serve(int(_port), _endpoint or None, int(_blocks or _KV_BLOCKS)))

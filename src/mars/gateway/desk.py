@@ -75,6 +75,10 @@ class Desk:
         """Each is handed every fact from now on; none may raise."""
         self._telling.readers += readers
 
+    @property
+    def open_calls(self) -> int:
+        return len(self._in_flight)
+
     async def enter(
         self,
         identity: Identity,
@@ -170,6 +174,10 @@ class Desk:
     def watch(self, now_s: float) -> None:
         """Let time show that nothing is heard any more, or that somebody waits too long."""
         self._telling.ask(lambda: self.control.watch(now_s))
+
+    def hear(self, fact: ev.Event) -> None:
+        """Another process's fact."""
+        self.emit(self.names.ours(fact))
 
     def emit(self, *facts: ev.Event) -> None:
         """Tell facts, our own and others', and what comes of them."""

@@ -1,4 +1,4 @@
-"""Hears the other processes: feeds the desk what they publish."""
+"""Hears the other processes: feeds a desk, or those of a fleet, what they publish."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from mars.core import events as ev
 from mars.gateway.desk import Desk
+from mars.gateway.fleet import Fleet
 from mars.stream.link import Subscriber
 
 _BATCH: Final = 1000
@@ -21,7 +22,7 @@ class Ear:
     the timer does, costs nothing.
     """
 
-    def __init__(self, desk: Desk, endpoints: Sequence[str]) -> None:
+    def __init__(self, desk: Desk | Fleet, endpoints: Sequence[str]) -> None:
         self._desk = desk
         self._subscriber = Subscriber(endpoints)
         self._events = self._subscriber.drain()
@@ -30,7 +31,7 @@ class Ear:
 
     @classmethod
     @contextmanager
-    def listening(cls, desk: Desk, endpoints: Sequence[str]) -> Iterator[Self]:
+    def listening(cls, desk: Desk | Fleet, endpoints: Sequence[str]) -> Iterator[Self]:
         """Listen from within the running loop; to no endpoints, if there are none."""
         ear = cls(desk, endpoints)
         loop = asyncio.get_running_loop()
@@ -51,7 +52,7 @@ class Ear:
             for event in islice(self._events, _BATCH):
                 taken += 1
                 if not isinstance(event, ev.OfGateway):  # each fact has one source
-                    self._desk.emit(self._desk.names.ours(event))
+                    self._desk.hear(event)
         except ValueError:  # a message that is none of ours; it has ended the iterator
             self._garbled += 1
         self._desk.lost = self._subscriber.lost + self._garbled

@@ -8,7 +8,7 @@ piled up here.
 import asyncio
 import time
 from math import inf
-from typing import Final
+from typing import Final, Literal
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
@@ -31,6 +31,10 @@ from mars.gateway.upstream import (
 )
 from mars.gateway.wires import Wire
 
+Unserved = Literal["engine failed", "session over"]
+UNSERVED: Final = "mars.unserved"
+"""In the scope of a request that no engine has answered, or not to its end: why (Unserved). It is
+there before the client hears of it."""
 _FIRST_ERROR: Final = 400
 
 
@@ -80,6 +84,7 @@ class PassThrough:
         except FAILURES as error:
             why = self._upstream.explain(error)
             kind = "engine_unreachable" if unreachable(error) else "engine_died"
+            scope[UNSERVED] = "engine failed"
             await caller.fail(502, kind, why)
             return why
 
@@ -148,6 +153,7 @@ class GatedCall(PassThrough):
             await caller.fail(403, "session_of_another_tenant", str(error))
             return str(error)
         except SessionOverError as error:
+            caller.scope[UNSERVED] = "session over"
             why = f"the session was ended while this request waited to enter: {error}"
             if self._desk.stopped:
                 await caller.fail(503, "gateway_stopped", why)

@@ -7,8 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -21,19 +21,17 @@ from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
-from mars.gateway.ear import Ear
 from mars.gateway.heads import BoundedHeads
 from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
+from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.upstream import Upstream
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
 from mars.stream.log import LogWriter, set_aside
 
 _log: Final = logging.getLogger(__name__)
-_LOOK_S: Final = 0.5
 _FLUSH_S: Final = 0.2
 _GRACE_S: Final = 1.0
 """When the gateway is stopped, answers have so long to end; then their clients get an error."""
@@ -48,7 +46,7 @@ async def serve(
     *,
     host: str,
     port: int,
-    upstream: str,
+    upstream: Sequence[str],
     scheduling: Scheduling,
     settings: GatewaySettings,
     log: Path | None,
@@ -59,45 +57,41 @@ async def serve(
 ) -> None:
     """Serve until SIGINT, SIGTERM or cancellation. Meant for `uvloop.run`.
 
+    `upstream`: the engine, URL; or several, URL or URL=ENDPOINT where its plugin publishes facts.
     `port` 0 takes a free one; `on_listening` is told the address, http://host:port. `log_settings`
     goes into the head of the log. Raises InputError when an address, the log or the keys cannot be
     used, PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
-        places = _left_behind(log)
+        # of several engines no log says which had a session: there it comes as a new one
+        places = _left_behind(log) if len(upstream) == 1 else []
         record = stack.enter_context(_recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
-        control = ControlPlane(build_admission(scheduling), scheduling.gate)
-        desk = Desk(control, settings, record=record.write, publish=publisher)
-        desk.read_by(Journal().observe)
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
-        app = build_app(desk, upstream, settings, ring)
-        for place in places:
-            desk.restore(place)
-        listener = stack.enter_context(_bound(host, port))
-        ear = stack.enter_context(Ear.listening(desk, subscribe))
 
+        def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Starlette]:
+            control = ControlPlane(build_admission(scheduling), scheduling.gate)
+            desk = Desk(control, settings, record=record.write, publish=publisher)
+            desk.read_by(Journal().observe)
+            app = build_app(desk, url, settings, keys)
+            for place in places:
+                desk.restore(place)
+            return desk, app
+
+        served = (
+            one_engine(upstream[0], subscribe, ring, gate)
+            if len(upstream) == 1
+            else several_engines(upstream, subscribe, ring, gate, settings)
+        )
+        listener = stack.enter_context(_bound(host, port))
         if ring is None and not _is_loopback(listener):
             _warn(f"{host} can be reached from outside, and no key is asked for: see mars key -h")
-
-        def look() -> None:
-            ear.look()
-            if ring is not None:
-                ring.look()
-
-        def tick() -> None:
-            desk.tick(time.monotonic())
-
-        def watch() -> None:
-            desk.watch(time.monotonic())
-
         async with (
-            _every(_FLUSH_S, record.flush),
-            _every(_LOOK_S, look),
-            _every(control.tick_s, tick),
-            _every(control.watch_s, watch),
+            every(_FLUSH_S, record.flush),
+            every(LOOK_S, ring.look if ring else lambda: None),
+            served.life,
         ):
-            await _run(app, desk, listener, on_listening)
+            await _run(served, listener, on_listening)
 
 
 def server_config(app: Starlette) -> uvicorn.Config:
@@ -132,13 +126,13 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    app: Starlette, desk: Desk, listener: socket.socket, on_listening: Callable[[str], None]
+    served: Served, listener: socket.socket, on_listening: Callable[[str], None]
 ) -> None:
     gc.collect()
     gc.freeze()  # what is here now stays: to look through it again would stop every stream
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = _Server(server_config(app), lambda: on_listening(address))
+    server = _Server(server_config(served.app), lambda: on_listening(address))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         with _told_to_stop() as stop:
@@ -146,17 +140,17 @@ async def _run(
         if serving.done():
             raise PartDiedError("the gateway's server stopped by itself") from serving.exception()
     finally:
-        desk.close("the gateway stops")
+        served.close("the gateway stops")
         server.should_exit = True
-        stopping = asyncio.create_task(_stop(serving, app.state.upstream))
+        stopping = asyncio.create_task(_stop(serving, served.cut))
         while not stopping.done():  # it is bounded: a second cancellation must not cut it short
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({stopping})
 
 
-async def _stop(serving: asyncio.Task[None], upstream: Upstream) -> None:
+async def _stop(serving: asyncio.Task[None], cut: Callable[[], Awaitable[None]]) -> None:
     await asyncio.wait({serving}, timeout=_GRACE_S)
-    await upstream.close()  # who still gets an answer, gets an error now
+    await cut()  # who still gets an answer, gets an error now
     await asyncio.wait({serving})
 
 
@@ -180,25 +174,6 @@ def _told_to_stop() -> Iterator[asyncio.Future[None]]:
         for number in signals:
             loop.remove_signal_handler(number)
         stop.cancel()
-
-
-@asynccontextmanager
-async def _every(period_s: float | None, action: Callable[[], None]) -> AsyncIterator[None]:
-    """None: never."""
-    if period_s is None:
-        yield
-        return
-
-    async def repeat() -> None:
-        while True:
-            await asyncio.sleep(period_s)
-            action()
-
-    task = asyncio.create_task(repeat())
-    try:
-        yield
-    finally:
-        task.cancel()
 
 
 def _is_loopback(listener: socket.socket) -> bool:
@@ -248,8 +223,12 @@ class _Record:
 
     def __init__(self, log: LogWriter | None) -> None:
         self._log = log
+        self._last: Event | None = None
 
     def write(self, event: Event) -> None:
+        if event is self._last:
+            return  # all desks of a fleet are told of it
+        self._last = event
         self._try(lambda log: log.write(event))
 
     def flush(self) -> None:

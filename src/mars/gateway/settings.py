@@ -41,3 +41,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """A request without any id goes on with the session whose answer it repeats (gateway.thread).
     On, because agents without ids gain most from being known, no two conversations are ever taken
     for one, and requests that name their session in a header pay nothing for it."""
+    health_s: Seconds = 2.0
+    """Of several engines, each is asked so often how it is; two failures in a row, or one after a
+    call that failed, and its sessions go on elsewhere."""
+    slow_start_s: Seconds = 30.0
+    """An engine that has come up gets its full part of new sessions after so long: its caches are
+    empty."""

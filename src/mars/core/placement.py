@@ -1,0 +1,54 @@
+"""Which of several engines a new session goes to.
+
+To the one that will be the least full with it. Where all tell of their KV, full is
+
+    (what admitted sessions have or are about to have + those at the gate and the newcomer) / KV
+
+else the number of calls that are open or wait, which every gateway knows of every engine. An engine
+that has just come up counts as fuller than it is: by 1 / warmth, and warmth grows from COLD to 1 in
+`slow_start_s`. Its caches are empty, and all that comes at once would run cold beside each other.
+"""
+
+from collections.abc import Iterable
+from typing import Final, Literal
+
+import msgspec
+
+State = Literal["up", "down", "draining"]
+"""`down`: it does not answer; `draining`: it is to get no new calls."""
+COLD: Final = 0.1
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    url: str
+    state: State
+    up_since_s: float
+    """Since when it is `up` without a pause; -inf: since before we came."""
+    kv_frac: float | None
+    """KV that its sessions have or are about to have, over its capacity; None: not known."""
+    newcomer_frac: float | None
+    """What the newcomer's prompt is expected to take of its KV."""
+    waiting: int
+    """Sessions at its gate."""
+    calls: int
+    """Open ones."""
+
+
+def place(engines: Iterable[EngineView], now_s: float, slow_start_s: float) -> EngineView | None:
+    """None: no engine is up. Of equals, the one with fewer calls, then the first."""
+    up = [engine for engine in engines if engine.state == "up"]
+    by_kv = all(engine.kv_frac is not None and engine.newcomer_frac for engine in up)
+
+    def fullness(engine: EngineView) -> tuple[float, int]:
+        more = engine.waiting + 1
+        full = float(engine.calls + more)
+        if by_kv:
+            full = (engine.kv_frac or 0.0) + more * (engine.newcomer_frac or 0.0)
+        return full / warmth(engine, now_s, slow_start_s), engine.calls
+
+    return min(up, key=fullness, default=None)
+
+
+def warmth(engine: EngineView, now_s: float, slow_start_s: float) -> float:
+    """Share of its part that an engine gets of what comes, COLD to 1."""
+    return min(1.0, max(COLD, (now_s - engine.up_since_s) / slow_start_s))

@@ -1,0 +1,119 @@
+"""What a gateway process serves: the gate before one engine, or a fleet of them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, NamedTuple
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from mars.gateway.desk import Desk
+from mars.gateway.door import Door, read_secret
+from mars.gateway.ear import Ear
+from mars.gateway.fleet import Fleet, Member
+from mars.gateway.front import build_front
+from mars.gateway.keys import KeyRing
+from mars.gateway.settings import GatewaySettings
+from mars.gateway.upstream import Upstream
+
+LOOK_S: Final = 0.5
+
+
+class Served(NamedTuple):
+    """What is served: one engine's gate, or a fleet's."""
+
+    app: Starlette
+    life: AbstractAsyncContextManager[None]
+    """It hears, and time passes for it."""
+    close: Callable[[str], None]
+    """End all sessions, saying why, and let nobody in any more."""
+    cut: Callable[[], Awaitable[None]]
+    """Close all connections to engines."""
+
+
+Gate = Callable[[str, KeyRing | None], tuple[Desk, Starlette]]
+"""Makes the gate before an engine, given its URL and who may come in."""
+
+
+def one_engine(upstream: str, subscribe: Sequence[str], ring: KeyRing | None, gate: Gate) -> Served:
+    desk, app = gate(upstream, ring)
+    connections: Upstream = app.state.upstream
+    return Served(app, _living(desk, subscribe), desk.close, connections.close)
+
+
+def several_engines(
+    upstreams: Sequence[str],
+    subscribe: Sequence[str],
+    ring: KeyRing | None,
+    gate: Gate,
+    settings: GatewaySettings,
+) -> Served:
+    """Its engines' gates have no door of their own: theirs is the fleet's."""
+
+    def member(url: str, facts: str) -> Member:
+        desk, app = gate(url, None)
+        connections: Upstream = app.state.upstream
+        return Member(connections.url, facts, desk, app, connections)
+
+    @asynccontextmanager
+    async def live(member: Member) -> AsyncIterator[None]:
+        endpoints = [member.facts] if member.facts else []
+        async with (
+            _living(member.desk, endpoints),
+            member.app.router.lifespan_context(member.app),
+        ):
+            yield
+
+    @asynccontextmanager
+    async def hearing() -> AsyncIterator[None]:
+        with Ear.listening(fleet, subscribe) as ear:
+            async with every(LOOK_S, ear.look):
+                yield
+
+    fleet = Fleet(member, live, settings)
+    for upstream in upstreams:
+        url, _, facts = upstream.partition("=")
+        fleet.found(url, facts)
+    door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
+    return Served(build_front(fleet, settings, door), hearing(), fleet.close, fleet.cut)
+
+
+@asynccontextmanager
+async def _living(desk: Desk, endpoints: Sequence[str]) -> AsyncIterator[None]:
+    """A desk hears, and time passes for it."""
+
+    def tick() -> None:
+        desk.tick(time.monotonic())
+
+    def watch() -> None:
+        desk.watch(time.monotonic())
+
+    control = desk.control
+    with Ear.listening(desk, endpoints) as ear:
+        async with (
+            every(LOOK_S, ear.look),
+            every(control.tick_s, tick),
+            every(control.watch_s, watch),
+        ):
+            yield
+
+
+@asynccontextmanager
+async def every(period_s: float | None, action: Callable[[], None]) -> AsyncIterator[None]:
+    """None: never."""
+    if period_s is None:
+        yield
+        return
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            action()
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
