@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mars.clients.command import openhands
 from mars.core.errors import InputError, MarsError
 
 _Command = Callable[..., Any]
@@ -35,6 +36,9 @@ def cli() -> None:
 
     `mars serve MODEL` starts everything; point any OpenAI client at the URL that it prints.
     """
+
+
+cli.add_command(openhands)
 
 
 def _settings(command: _Command) -> _Command:

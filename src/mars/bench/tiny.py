@@ -8,6 +8,7 @@ dozen agents press.
 """
 
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,28 @@ BLOCK_TOKENS: Final = 32
 ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By its class: asked for by its name ("uni"), vLLM takes "mp" on a CPU all the same, because it
 cannot set OpenMP up in a process that runs. We set it up before that process starts."""
+
+
+FORCED: Final = (
+    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    "--logits-processors", "mars.vllm_plugin.forced:ForcedAnswer",
+)  # fmt: skip
+"""For agents whose answers are recorded (`bench.forcing`): calls of tools as the Hermes and Qwen
+families write them, and the model made to write them."""
+
+
+def tiny_engine_for_agents(kv_blocks: int) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """As `tiny_engine`, for agents that chat: the instructions of OpenHands and its tools' alone
+    are 12,300 of this model's tokens, shared by all conversations.
+    """
+    model, arguments, environment = tiny_engine()
+    template = Path(str(resources.files("mars") / "data" / "agents.jinja"))
+    more = (
+        "--max-model-len", "32768",
+        "--num-gpu-blocks-override", str(kv_blocks),
+        "--chat-template", str(template),
+    )  # fmt: skip
+    return model, (*arguments, *more, *FORCED), environment
 
 
 def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
