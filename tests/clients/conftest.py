@@ -65,11 +65,11 @@ class Fleet:
         return Ran(process.returncode, said.decode(), complained.decode())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert PYTHON.exists(), "the agents' environment is missing: make .venv-agents/.ready"
-    _, arguments, _ = tiny_engine_for_agents(kv_blocks=1500)
-    served = start(tmp_path_factory.mktemp("fleet"), vllm=arguments)
+    engine = tiny_engine_for_agents(kv_blocks=1500)
+    served = start(tmp_path_factory.mktemp("fleet"), engine=engine)
     try:
         served.wait_until_ready()
         yield Fleet(served)
