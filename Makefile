@@ -1,9 +1,13 @@
-# `make demo` and `make test` need nothing but Python 3.11 and a package index: they build .venv first.
+# `make demo` needs nothing but Python 3.11 and a package index, `make test` Python 3.12 as well: they build .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUNS   := runs
+
+# OpenHands' SDK wants Python 3.12, vLLM's CPU build 3.11: agents have an environment of their own, as their users' have.
+AGENTS_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
+AGENTS        := .venv-agents
 
 .PHONY: demo test twin check bench clean
 
@@ -13,7 +17,7 @@ demo: $(READY)
 	$(BIN)/mars replay coding --agents 12 --sessions 14 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
 	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
 
-test: check
+test: check $(AGENTS)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
@@ -41,5 +45,11 @@ $(READY): pyproject.toml
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # CUDA builds that do not import beside the CPU torch
 	touch $@
 
+$(AGENTS)/.ready: pyproject.toml
+	test -n "$(AGENTS_PYTHON)" || { echo "OpenHands needs Python 3.12; run: make AGENTS_PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(AGENTS_PYTHON) -m venv $(AGENTS)
+	$(AGENTS)/bin/pip install --quiet -e '.[openhands,miniswe]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(AGENTS) $(RUNS)

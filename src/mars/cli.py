@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mars.clients.command import miniswe, openhands
 from mars.core.errors import InputError, MarsError
 
 _Command = Callable[..., Any]
@@ -35,6 +36,10 @@ def cli() -> None:
 
     `mars serve MODEL` starts everything; point any OpenAI client at the URL that it prints.
     """
+
+
+cli.add_command(openhands)
+cli.add_command(miniswe)
 
 
 def _settings(command: _Command) -> _Command:
@@ -277,6 +282,34 @@ def replay(**options: Any) -> None:
 
     folder = options.pop("folder") or _fresh_folder("replay")
     replay_command(folder=folder, **options)
+
+
+@cli.command("bench-agents")
+@click.option("--client", default="openhands", show_default=True, help="Or miniswe.")
+@click.option("--policies", default="fcfs,session_fcfs,mars", show_default=True)
+@click.option("--agents", default=12, show_default=True, type=click.IntRange(min=1))
+@click.option("--tasks", type=click.IntRange(min=1), help="Default: one an agent.")
+@click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=1, show_default=True, help="Of the repositories and trajectories.")
+@click.option("--leases/--no-leases", default=True, show_default=True, help="Of agents' commands.")
+@click.option("--python", type=click.Path(path_type=Path), help="The agents' environment's.")
+@click.option("--out", "folder", type=click.Path(path_type=Path), help="Default: runs/<time>.")
+@click.option("--model", help="Default: a tiny model with random weights, made on the spot.")
+@click.option("--kv-blocks", type=click.IntRange(min=1), help="Of the tiny model's KV cache.")
+@click.option("--restart", is_flag=True, help="A fresh engine each round: one fits at a time.")
+@_settings
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def bench_agents(**options: Any) -> None:
+    """Real agents mend small repositories under several policies, then report.
+
+    Their answers are recorded, and forced token by token on a real vLLM; commands are real. Needs
+    an environment with the agents in it (make .venv-agents/.ready). What follows -- goes to vLLM;
+    with --model, say there how it calls tools (--tool-call-parser, --chat-template).
+    """
+    from mars.bench.agents_command import bench_agents_command
+
+    folder = options.pop("folder") or _fresh_folder("agents")
+    bench_agents_command(folder=folder, **options)
 
 
 @cli.command()

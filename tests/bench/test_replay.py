@@ -12,7 +12,8 @@ from aiohttp import web
 
 from mars.bench.arrivals import Load
 from mars.bench.drive import Agent, Answered, new_tokens
-from mars.bench.replay import Answers, first_of
+from mars.bench.interleave import first_of
+from mars.bench.replay import Answers
 from mars.bench.tiny import tiny_engine
 from mars.core.errors import InputError, PartDiedError, ResultError
 from mars.core.ids import SessionId

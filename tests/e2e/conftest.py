@@ -28,6 +28,7 @@ class Served:
     folder: Path
     runtime: Path
     """XDG_RUNTIME_DIR of the server: where `mars exec` finds it."""
+    model: str
     said: list[str] = field(default_factory=list)
     base_url: str = ""
 
@@ -38,10 +39,6 @@ class Served:
     @property
     def root(self) -> str:
         return self.base_url.removesuffix("/v1")
-
-    @property
-    def model(self) -> str:
-        return str(tiny_engine()[0])
 
     def events(self) -> list[Event]:
         return list(read_log(self.folder / "events.jsonl")[1])
@@ -73,10 +70,14 @@ class Served:
 
 
 Serve = Callable[..., Served]
+Engine = tuple[str, tuple[str, ...], dict[str, str]]
+"""As `tiny_engine` gives it."""
 
 
-def start(folder: Path, *options: str, vllm: tuple[str, ...] = ()) -> Served:
-    model, arguments, environment = tiny_engine()
+def start(
+    folder: Path, *options: str, vllm: tuple[str, ...] = (), engine: Engine | None = None
+) -> Served:
+    model, arguments, environment = engine or tiny_engine()
     folder.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [
@@ -88,7 +89,7 @@ def start(folder: Path, *options: str, vllm: tuple[str, ...] = ()) -> Served:
         text=True,
         env={**os.environ, **environment, "XDG_RUNTIME_DIR": str(folder)},
     )  # fmt: skip
-    return Served(process, folder, folder)
+    return Served(process, folder, folder, model)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mars.bench.arrivals import Load
+from mars.bench.interleave import Watcher
 from mars.bench.overhead import measure_overhead
-from mars.bench.replay import ReplayOptions, Watcher, replay
+from mars.bench.replay import ReplayOptions, replay
 from mars.bench.report import report
 from mars.bench.tiny import tiny_engine
 from mars.config import load_settings
@@ -46,11 +47,7 @@ def replay_command(
         raise InputError("--agents (closed loop) and --rate (open loop) exclude each other")
     if rate is not None and rate <= 0:
         raise InputError(f"--rate {rate}: sessions a second, above 0")
-    names = [name.strip() for name in policies.split(",")]
-    if len(set(names)) != len(names):
-        raise InputError(f"--policies {policies}: a policy is named twice")
-    for name in names:
-        Scheduling(policy=name)  # refuses what is unknown before an engine starts
+    names = read_policies(policies)
     settings = load_settings(config, overrides)
     recorded = read_trace(find_trace(trace))[:sessions]
     engine_env: dict[str, str] = {}
@@ -70,9 +67,19 @@ def replay_command(
         engine_env=engine_env,
         restart=restart,
     )
-    with _Bars() as bars:
+    with Bars() as bars:
         asyncio.run(replay(options, bars))
     report(folder, as_json=False, page=None)
+
+
+def read_policies(policies: str) -> list[str]:
+    """Raises InputError that names what is unknown or there twice."""
+    names = [name.strip() for name in policies.split(",")]
+    if len(set(names)) != len(names):
+        raise InputError(f"--policies {policies}: a policy is named twice")
+    for name in names:
+        Scheduling(policy=name)
+    return names
 
 
 def find_trace(trace: Path) -> Path:
@@ -86,7 +93,7 @@ def find_trace(trace: Path) -> Path:
     raise InputError(f"no trace at {trace}; bundled ones: {known}")
 
 
-class _Bars(Watcher):
+class Bars(Watcher):
     """One bar a policy: rounds and sessions done, mean session time of the round."""
 
     def __init__(self) -> None:

@@ -33,7 +33,8 @@ class SessionAnswered(_Record, frozen=True, kw_only=True):
     recorded_id: str
     answer_tokens: int
     answers_sha256: str
-    """Over all answer token ids; equal under every policy, or the run is invalid."""
+    """What must be equal under every policy, or the run is invalid: of a replayed session a digest
+    over all answer token ids, of a real agent git's name of the tree that it has left."""
 
 
 class RoundEnded(_Record, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ dozen agents press.
 """
 
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -18,14 +19,31 @@ ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 cannot set OpenMP up in a process that runs. We set it up before that process starts."""
 
 
+FORCED: Final = (
+    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    "--logits-processors", "mars.vllm_plugin.forced:ForcedAnswer",
+)  # fmt: skip
+"""For agents whose answers are recorded (`bench.forcing`): calls of tools as the Hermes and Qwen
+families write them, and the model made to write them."""
+
+
+def tiny_engine_for_agents(kv_blocks: int) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """As `tiny_engine`, for agents that chat: the instructions of OpenHands and its tools' alone
+    are 12,300 of this model's tokens, shared by all conversations. One layer makes up for that.
+    """
+    _, arguments, environment = tiny_engine()
+    most_tokens = (kv_blocks - 1) * BLOCK_TOKENS  # vLLM keeps a block for itself
+    template = Path(str(resources.files("mars") / "data" / "agents.jinja"))
+    more = (
+        "--max-model-len", str(min(32768, most_tokens)),
+        "--num-gpu-blocks-override", str(kv_blocks),
+        "--chat-template", str(template),
+    )  # fmt: skip
+    return str(_model(layers=1)), (*arguments, *more, *FORCED), environment
+
+
 def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
     """Model path, vLLM arguments, vLLM's environment."""
-    from mars.vllm_plugin.contract import check_version
-    from mars.vllm_plugin.tiny_model import make_tiny_model
-
-    check_version()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    model = make_tiny_model(cache / "mars" / "tiny-qwen3-4x256")
     arguments = (
         "--load-format", "dummy",
         "--max-model-len", "8192",
@@ -44,4 +62,14 @@ def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",  # a comparison calls nobody, and starts seconds sooner
     }
-    return str(model), arguments, environment
+    return str(_model(layers=4)), arguments, environment
+
+
+def _model(layers: int) -> Path:
+    """Made on the first use. Raises InputError without a vLLM that the plugin knows."""
+    from mars.vllm_plugin.contract import check_version
+    from mars.vllm_plugin.tiny_model import make_tiny_model
+
+    check_version()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return make_tiny_model(cache / "mars" / f"tiny-qwen3-{layers}x256", layers=layers)

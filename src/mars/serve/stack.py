@@ -55,6 +55,8 @@ class Stack:
     engine_url: str
     tools_url: str
     tools_token: str
+    tools_state: Path
+    """Where clients of the tool server find it."""
 
 
 @asynccontextmanager
@@ -84,6 +86,7 @@ async def running_stack(options: StackOptions, tell: Callable[[str], None]) -> A
                 engine_url=f"http://127.0.0.1:{engine_port}",
                 tools_url=tools_url,
                 tools_token=token,
+                tools_state=state,
             )
 
 

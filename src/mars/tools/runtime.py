@@ -11,8 +11,9 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -26,17 +27,17 @@ from mars.tools.command import CommandHost, Outcome, Spec
 from mars.tools.controls import Controls
 from mars.tools.orphans import MARK, end_orphans, server_mark
 from mars.tools.settings import ToolSettings
-from mars.tools.wire import Finished, Line, Output, Queued, RunRequest, Started
+from mars.tools.wire import Ask, Finished, Line, Output, Queued, RunRequest, Started
 
 _WAIT_ALPHA = 0.2  # weight of the newest wait in the smoothed one
-_CANCELLED = Outcome(exit_code=143, why="cancelled")
+CANCELLED = Outcome(exit_code=143, why="cancelled")
 _CANNOT_RUN = 126
 
 
 @dataclass(slots=True, eq=False)
 class ToolCall:
     tool_id: ToolId
-    request: RunRequest
+    ask: Ask
     queued_s: float
     cores: tuple[int, ...] = ()
     """Empty until it was granted."""
@@ -77,27 +78,37 @@ class ToolRuntime:
 
         Raises InputError when it asks for more than there is, PartDiedError after `stop`.
         """
+        argv = self.controls.argv(request)
+        call = self.queue(request, self.controls.memory_bytes(request))
+        self.spawn(self._carry_out(call, request, argv))
+        return call
+
+    def queue(self, ask: Ask, memory_bytes: int) -> ToolCall:
+        """Ask for a lease; whoever asked carries the call out once it is `ready`, then says
+        `finished` and gives the lease back. Raises as `open` does.
+        """
         if self._stopping:
             raise PartDiedError("the tool server is stopping")
-        call = ToolCall(ToolId(uuid.uuid4().hex), request, time.monotonic())
-        argv, memory_bytes = self.controls.argv(request), self.controls.memory_bytes(request)
-        self.book.check_ask(call.tool_id, request.cores, memory_bytes)
+        call = ToolCall(ToolId(uuid.uuid4().hex), ask, time.monotonic())
+        self.book.check_ask(call.tool_id, ask.cores, memory_bytes)
         self._calls[call.tool_id] = call
-        self._tell(
-            ToolQueued(
-                at_s=call.queued_s,
-                session_id=SessionId(request.session_id),
-                tool_id=call.tool_id,
-                tool=request.tool_name,
-                cores=request.cores,
-            )
-        )
+        self._tell_queued(call)
         call.lines.put_nowait(Queued(tool_id=call.tool_id))
-        self._start(self.book.ask(call.tool_id, request.cores, memory_bytes))
-        task = asyncio.create_task(self._carry_out(call, argv))
+        self._start(self.book.ask(call.tool_id, ask.cores, memory_bytes))
+        return call
+
+    def join(self, ask: Ask, cores: tuple[int, ...]) -> ToolCall:
+        """One more call under a lease that its asker has already."""
+        call = ToolCall(ToolId(uuid.uuid4().hex), ask, time.monotonic(), cores)
+        self._tell_queued(call)
+        self._tell_started(call, call.queued_s)
+        return call
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """`stop` waits for it."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return call
 
     async def end_orphans(self) -> int:
         """End what servers that were killed have left; how many processes or groups there were."""
@@ -118,22 +129,36 @@ class ToolRuntime:
         self._line.observe(event)
         self._emit(event)
 
+    def _tell_queued(self, call: ToolCall) -> None:
+        self._tell(
+            ToolQueued(
+                at_s=call.queued_s,
+                session_id=SessionId(call.ask.session_id),
+                tool_id=call.tool_id,
+                tool=call.ask.tool_name,
+                cores=call.ask.cores,
+            )
+        )
+
+    def _tell_started(self, call: ToolCall, now_s: float) -> None:
+        self._tell(
+            ToolStarted(
+                at_s=now_s,
+                session_id=SessionId(call.ask.session_id),
+                tool_id=call.tool_id,
+                tool=call.ask.tool_name,
+                cores=call.cores,
+                wait_s=call.wait_s,
+            )
+        )
+
     def _start(self, grants: Sequence[Grant]) -> None:
         now_s = time.monotonic()
         for grant in grants:
             call = self._calls[grant.tool_id]
             call.cores, call.wait_s = grant.cores, now_s - call.queued_s
             self._wait_s += _WAIT_ALPHA * (call.wait_s - self._wait_s)
-            self._tell(
-                ToolStarted(
-                    at_s=now_s,
-                    session_id=SessionId(call.request.session_id),
-                    tool_id=call.tool_id,
-                    tool=call.request.tool_name,
-                    cores=call.cores,
-                    wait_s=call.wait_s,
-                )
-            )
+            self._tell_started(call, now_s)
             call.lines.put_nowait(Started(cores=call.cores, wait_s=call.wait_s))
             call.ready.set()
         self._emit(
@@ -147,22 +172,24 @@ class ToolRuntime:
             )
         )
 
-    async def _carry_out(self, call: ToolCall, argv: list[str]) -> None:
-        outcome = _CANCELLED
+    async def _carry_out(self, call: ToolCall, request: RunRequest, argv: list[str]) -> None:
+        outcome = CANCELLED
         try:
             await call.ready.wait()
             if not call.cancelled.is_set():
-                outcome = await self._run(call, argv)
+                outcome = await self._run(call, request, argv)
         finally:
-            self._finish(call, outcome)
+            self.finished(call, outcome)
+            self.give_back(call)
+            self._answer(call, outcome)
 
-    async def _run(self, call: ToolCall, argv: list[str]) -> Outcome:
+    async def _run(self, call: ToolCall, request: RunRequest, argv: list[str]) -> Outcome:
         try:
-            group = self.controls.group(call.tool_id, call.request, call.cores)
+            group = self.controls.group(call.tool_id, request, call.cores)
             if group is None:
-                return await self._run_in(call, argv, [])
+                return await self._run_in(call, request, argv, [])
             try:
-                outcome = await self._run_in(call, argv, group.joins)
+                outcome = await self._run_in(call, request, argv, group.joins)
             finally:
                 used = await group.end()
             if used.out_of_memory:
@@ -176,8 +203,9 @@ class ToolRuntime:
             self._say(call, f"the tool server cannot start a process: {error}")
             return Outcome(exit_code=_CANNOT_RUN, why="ended")
 
-    async def _run_in(self, call: ToolCall, argv: list[str], groups: list[str]) -> Outcome:
-        request = call.request
+    async def _run_in(
+        self, call: ToolCall, request: RunRequest, argv: list[str], groups: list[str]
+    ) -> Outcome:
         spec = Spec(
             argv=argv,
             cwd=request.cwd,
@@ -195,14 +223,14 @@ class ToolRuntime:
     def _say(self, call: ToolCall, text: str) -> None:
         call.lines.put_nowait(Output(stream="stderr", data=f"mars: {text}\n".encode()))
 
-    def _finish(self, call: ToolCall, outcome: Outcome) -> None:
-        now_s = time.monotonic()
+    def finished(self, call: ToolCall, outcome: Outcome) -> None:
+        """Whoever asked has its answer; the lease may last longer."""
         self._tell(
             ToolFinished(
-                at_s=now_s,
-                session_id=SessionId(call.request.session_id),
+                at_s=time.monotonic(),
+                session_id=SessionId(call.ask.session_id),
                 tool_id=call.tool_id,
-                tool=call.request.tool_name,
+                tool=call.ask.tool_name,
                 run_s=outcome.run_s,
                 cpu_s=outcome.cpu_s,
                 peak_memory_bytes=outcome.peak_memory_bytes,
@@ -210,13 +238,17 @@ class ToolRuntime:
                 why=outcome.why,
             )
         )
+
+    def give_back(self, call: ToolCall) -> None:
         del self._calls[call.tool_id]
         self._start(self.book.give_back(call.tool_id))
+
+    def _answer(self, call: ToolCall, outcome: Outcome) -> None:
         call.lines.put_nowait(
             Finished(
                 exit_code=outcome.exit_code,
                 why=outcome.why,
-                wait_s=call.wait_s if call.cores else now_s - call.queued_s,
+                wait_s=call.wait_s if call.cores else time.monotonic() - call.queued_s,
                 run_s=outcome.run_s,
                 cpu_s=outcome.cpu_s,
                 peak_memory_bytes=outcome.peak_memory_bytes,

@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -26,10 +27,14 @@ from mars.policy.tool_order import ToolOrder
 from mars.stream.link import Publisher
 from mars.tools.runtime import ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
-from mars.tools.wire import Health, Refusal, RunRequest, ServerState
+from mars.tools.shells import Shells
+from mars.tools.wire import Health, Refusal, RunRequest, ServerState, ShellEntry, ShellExit
 
+T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
 _requests = msgspec.json.Decoder(RunRequest)
+_entries, _exits = msgspec.json.Decoder(ShellEntry), msgspec.json.Decoder(ShellExit)
+_REFUSALS = (InputError, msgspec.DecodeError, PartDiedError, HTTPException)
 _LAST_LINES_S = 5  # for clients to read the end of their answers, at shutdown
 
 
@@ -41,6 +46,7 @@ def build_app(
     Raises InputError when the settings name a core that does not exist.
     """
     runtime = ToolRuntime(settings, emit, order)
+    shells = _Shells(Shells(runtime, settings), token)
 
     async def health(_request: Request) -> Response:
         book = runtime.book
@@ -61,6 +67,8 @@ def build_app(
     app = Starlette(
         routes=[
             Route("/run", _Run(runtime, token), methods=["POST"]),
+            Route("/shells/enter", shells.enter, methods=["POST"]),
+            Route("/shells/leave", shells.leave, methods=["POST"]),
             Route("/health", health, methods=["GET"]),
         ],
         lifespan=lifespan,
@@ -92,17 +100,56 @@ class _Run:
             watch.cancel()
 
     async def _open(self, request: Request) -> ToolCall | Response | None:
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
-            return _refuse(401, "wrong or missing token (Authorization: Bearer ...)")
         try:
+            _check_token(request, self._token)
             return self._runtime.open(_requests.decode(await request.body()))
-        except (InputError, msgspec.DecodeError) as error:
-            return _refuse(400, str(error))
-        except PartDiedError as error:
-            return _refuse(503, str(error))
+        except _REFUSALS as error:
+            return _refusal(error)
         except ClientDisconnect:
             return None
+
+
+class _Shells:
+    """POST /shells/enter and /shells/leave."""
+
+    def __init__(self, shells: Shells, token: str) -> None:
+        self._shells = shells
+        self._token = token
+
+    async def enter(self, request: Request) -> Response:
+        try:
+            _check_token(request, self._token)
+            entry = _entries.decode(await request.body())
+            entered = await _unless_gone(request.receive, self._shells.enter(entry))
+        except _REFUSALS as error:
+            return _refusal(error)
+        return Response(_encoder.encode(entered), media_type="application/json")
+
+    async def leave(self, request: Request) -> Response:
+        try:
+            _check_token(request, self._token)
+            self._shells.leave(_exits.decode(await request.body()))
+        except _REFUSALS as error:
+            return _refusal(error)
+        return Response(status_code=204)
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """Do the work; a client that leaves cancels it (None: nobody is there to hear)."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+def _check_token(request: Request, token: str) -> None:
+    given = request.headers.get("authorization", "").encode()
+    if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        raise HTTPException(401, "wrong or missing token (Authorization: Bearer ...)")
 
 
 async def _stream(call: ToolCall, send: Send) -> None:
@@ -115,9 +162,23 @@ async def _stream(call: ToolCall, send: Send) -> None:
 
 
 async def _cancel_on_disconnect(receive: Receive, call: ToolCall) -> None:
+    await _disconnected(receive)
+    call.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    call.cancel()
+
+
+def _refusal(error: Exception) -> Response:
+    match error:
+        case HTTPException():
+            return _refuse(error.status_code, error.detail)
+        case PartDiedError():
+            return _refuse(503, str(error))
+        case _:
+            return _refuse(400, str(error))
 
 
 def _refuse(status: int, text: str) -> Response:
@@ -125,8 +186,7 @@ def _refuse(status: int, text: str) -> Response:
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
-    return _refuse(error.status_code, error.detail)
+    return _refusal(error)
 
 
 class _Server(uvicorn.Server):

@@ -1,9 +1,12 @@
 """What the tool server and its clients say to each other.
 
-    POST /run     RunRequest as JSON -> lines of JSON: Queued Started Output* Finished
-    GET  /health  Health
+    POST /run           RunRequest as JSON -> lines of JSON: Queued Started Output* Finished
+    POST /shells/enter  ShellEntry -> ShellEntered, once there are cores
+    POST /shells/leave  ShellExit -> nothing
+    GET  /health        Health
 
-A client that goes away cancels its command. An answer without Finished: the server died.
+A client that goes away cancels its command, or its place in the line for a shell. An answer of /run
+without Finished: the server died.
 """
 
 from typing import Annotated, Literal
@@ -14,13 +17,22 @@ NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 Why = Literal["ended", "timeout", "cancelled"]
 
 
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    argv: Annotated[list[NonEmpty], msgspec.Meta(min_length=1)]
-    """No shell: `["sh", "-c", text]` asks for one."""
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For a lease."""
+
     session_id: NonEmpty
     tool: str = ""
-    """What durations are learned by. Empty: the program's name, see `tool_name`."""
+    """What durations are learned by. Empty: see `tool_name`."""
     cores: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    @property
+    def tool_name(self) -> str:
+        return self.tool
+
+
+class RunRequest(Ask, frozen=True, kw_only=True):
+    argv: Annotated[list[NonEmpty], msgspec.Meta(min_length=1)]
+    """No shell: `["sh", "-c", text]` asks for one."""
     memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """To lease; where a control group can limit it, the most it gets. None: the server's."""
     sandbox: bool = False
@@ -41,7 +53,37 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def tool_name(self) -> str:
+        """The program's, unless the tool was named."""
         return self.tool or self.argv[0].rstrip("/").rpartition("/")[2] or self.argv[0]
+
+
+class ShellEntry(Ask, frozen=True, kw_only=True):
+    """A command will be typed into a shell of the client's own, on this machine."""
+
+    pid: Annotated[int, msgspec.Meta(ge=1)]
+    """The shell's."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] | None = None
+    """None: the server's. What runs longer below the shell is ended; the shell is not."""
+
+    @property
+    def tool_name(self) -> str:
+        return self.tool or "shell"
+
+
+class ShellEntered(msgspec.Struct, frozen=True, kw_only=True):
+    """The shell and what it starts are on the leased cores."""
+
+    tool_id: str
+    cores: tuple[int, ...]
+    wait_s: float
+
+
+class ShellExit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The client has its answer. The lease lasts until nothing runs below the shell."""
+
+    tool_id: NonEmpty
+    exit_code: int
+    """-1: the command runs on (it was given up waiting for)."""
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="line", tag=True):

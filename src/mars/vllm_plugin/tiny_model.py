@@ -15,7 +15,7 @@ _TEMPLATE: Final = (
 VOCABULARY: Final = 4096
 
 
-def make_tiny_model(folder: Path, *, context_tokens: int = 32768) -> Path:
+def make_tiny_model(folder: Path, *, layers: int = 4, context_tokens: int = 32768) -> Path:
     """Write config and tokenizer into `folder` (done once: an existing one is left as it is)."""
     if (folder / "config.json").exists():
         return folder
@@ -43,7 +43,7 @@ def make_tiny_model(folder: Path, *, context_tokens: int = 32768) -> Path:
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

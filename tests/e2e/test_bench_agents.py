@@ -1,0 +1,57 @@
+"""`mars bench-agents` as a user runs it, small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.clients.conftest import PYTHON
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+def mars(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mars", *arguments],
+        capture_output=True, text=True, check=False, timeout=800,
+    )  # fmt: skip
+
+
+def test_agents_leave_the_same_repositories_under_every_policy(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ran = mars(
+        "bench-agents", "--client", "miniswe", "--policies", "fcfs,mars", "--agents", "2",
+        "--repeat", "1", "--kv-blocks", "900", "--python", str(PYTHON), "--out", str(run),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    lines = [json.loads(line) for line in (run / "run.jsonl").read_text().splitlines()[1:]]
+    left = [
+        {e["recorded_id"]: e["answers_sha256"] for e in lines if e.get("policy") == policy
+         and e["event"] == "SessionAnswered"}
+        for policy in ("fcfs", "mars")
+    ]  # fmt: skip
+    assert left[0] == left[1]
+    assert len(set(left[0].values())) == 2
+    figures = json.loads(mars("report", str(run), "--json").stdout)
+    for policy in ("fcfs", "mars"):
+        of = figures["policies"][policy]
+        assert of["sessions"] == 2
+        assert of["tool_calls"] == of["calls"], "every answer is a command"
+        assert of["calls_aborted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--client", "codex"], "--client codex: one of openhands, miniswe"),
+        (["--python", "nowhere"], "no agents' environment"),
+        (["--policies", "best"], "unknown policy 'best'"),
+        (["--model", "m", "--kv-blocks", "9", "--python", sys.executable], "--kv-blocks is the"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, arguments: list[str], says: str) -> None:
+    known = ["--python", str(PYTHON), "--out", str(tmp_path / "run")]
+    ran = mars("bench-agents", *known, *arguments)
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert says in ran.stderr

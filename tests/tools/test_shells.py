@@ -1,0 +1,180 @@
+"""Leases for the commands in shells that are not the server's."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import psutil
+import pytest
+from tests.tools.conftest import TOKEN, Rig, all_gone, serving, until
+
+from mars.core.events import ToolFinished, ToolQueued, ToolStarted
+from mars.tools.shells import below
+from mars.tools.wire import ShellEntered, ShellEntry, ShellExit
+
+
+class Shell:
+    """As an agent's terminal has one: interactive enough to control jobs, leader of its session."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            ["bash", "-m"],  # noqa: S607
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+
+    def type(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        for process in below(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def shells() -> Iterator[list[Shell]]:
+    started = [Shell(), Shell()]
+    yield started
+    for shell in started:
+        shell.end()
+
+
+@asynccontextmanager
+async def lending(shells: list[Shell], **settings: object) -> AsyncIterator[tuple[Rig, "Calls"]]:
+    """The shells end before the rig looks for processes that were left."""
+    async with (
+        serving(outlasting=True, **settings) as rig,  # type: ignore[arg-type]
+        aiohttp.ClientSession() as http,
+    ):
+        yield rig, Calls(rig.url, http)
+        for shell in shells:
+            shell.end()
+        await until(all_gone)
+
+
+class Calls:
+    def __init__(self, url: str, http: aiohttp.ClientSession) -> None:
+        self._url, self._http = url, http
+
+    async def post(self, path: str, body: object) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        data = msgspec.json.encode(body)
+        async with self._http.post(self._url + path, data=data, headers=headers) as answer:
+            return answer.status, await answer.read()
+
+    async def enter(self, shell: Shell, **more: object) -> ShellEntered:
+        entry = ShellEntry(session_id="s", pid=shell.pid, **more)  # type: ignore[arg-type]
+        status, body = await self.post("/shells/enter", entry)
+        assert status == 200, body
+        return msgspec.json.decode(body, type=ShellEntered)
+
+    async def leave(self, call: ShellEntered, exit_code: int = 0) -> tuple[int, bytes]:
+        return await self.post(
+            "/shells/leave", ShellExit(tool_id=call.tool_id, exit_code=exit_code)
+        )
+
+
+async def test_a_shell_and_what_it_starts_are_on_the_leased_cores(
+    shells: list[Shell], tmp_path: Path
+) -> None:
+    async with lending(shells) as (rig, calls):
+        call = await calls.enter(shells[0], tool="taskset")
+        shells[0].type(f"(taskset -cp $BASHPID; echo) > {tmp_path}/cores; touch {tmp_path}/done")
+        await until((tmp_path / "done").exists)
+        assert (tmp_path / "cores").read_text().split()[-1] == "0"
+        assert call.cores == (0,)
+        await calls.leave(call, 7)
+        finished = [e for e in rig.events if isinstance(e, ToolFinished)]
+        assert [(e.tool, e.exit_code, e.why) for e in finished] == [("taskset", 7, "ended")]
+        await until(rig.idle)
+
+
+async def test_the_lease_ends_with_what_runs_not_with_the_call(shells: list[Shell]) -> None:
+    async with lending(shells) as (rig, calls):
+        first = await calls.enter(shells[0])
+        shells[0].type("sleep 600 &")
+        await until(lambda: bool(below(shells[0].pid)))
+        await calls.leave(first, -1)
+        second = asyncio.create_task(calls.enter(shells[1]))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        again = await calls.enter(shells[0])
+        assert again.cores == first.cores, "its own lease is no reason to wait"
+        assert again.wait_s == 0
+        await calls.leave(again)
+        assert not second.done()
+        os.kill(below(shells[0].pid)[0].pid, signal.SIGKILL)
+        await calls.leave(await second)
+        await until(rig.idle)
+
+
+async def test_a_client_that_leaves_gives_its_place_up(shells: list[Shell]) -> None:
+    async with lending(shells) as (rig, calls):
+        first = await calls.enter(shells[0])
+        second = asyncio.create_task(calls.enter(shells[1]))
+        await until(lambda: rig.runtime.book.waiting == 1)
+        second.cancel()
+        await until(lambda: rig.runtime.book.waiting == 0)
+        assert [e.exit_code for e in rig.events if isinstance(e, ToolFinished)] == [None]
+        await calls.leave(first)
+        await calls.leave(await calls.enter(shells[1]))
+        await until(rig.idle)
+
+
+async def test_what_runs_longer_than_its_time_is_ended_and_the_shell_is_not(
+    shells: list[Shell], tmp_path: Path
+) -> None:
+    async with lending(shells, grace_s=0.2) as (rig, calls):
+        call = await calls.enter(shells[0], timeout_s=0.3)
+        shells[0].type(f"sh -c 'trap \"\" TERM; touch {tmp_path}/runs; while :; do sleep 9; done'")
+        await until((tmp_path / "runs").exists)
+        shells[0].type(f"touch {tmp_path}/after")
+        await until((tmp_path / "after").exists)
+        await until(rig.idle)
+        status, said = await calls.leave(call)
+        assert (status, b"no call" in said) == (400, True)
+
+
+async def test_a_shell_that_is_gone_gives_its_lease_back(shells: list[Shell]) -> None:
+    async with lending(shells) as (rig, calls):
+        await calls.enter(shells[0])
+        shells[0].end()
+        await until(rig.idle)
+        assert [type(e) for e in rig.events if isinstance(e, ToolQueued | ToolStarted)] == [
+            ToolQueued,
+            ToolStarted,
+        ]
+
+
+async def test_a_server_that_stops_ends_what_runs_and_leaves_the_shell(shells: list[Shell]) -> None:
+    async with lending(shells) as (rig, calls):
+        await calls.enter(shells[0])
+        shells[0].type("sleep 600")
+        await until(lambda: bool(below(shells[0].pid)))
+        await rig.runtime.stop()
+        assert below(shells[0].pid) == []
+        assert psutil.pid_exists(shells[0].pid)
+
+
+async def test_bad_entries_are_named(shells: list[Shell]) -> None:
+    async with lending(shells) as (_, calls):
+        nobody = ShellEntry(session_id="s", pid=2**22 + 1)
+        assert b"no process 4194305" in (await calls.post("/shells/enter", nobody))[1]
+        many = ShellEntry(session_id="s", pid=shells[0].pid, cores=9)
+        status, said = await calls.post("/shells/enter", many)
+        assert (status, b"9 cores" in said) == (400, True)
+        status, said = await calls.post("/shells/leave", {"tool_id": "t"})
+        assert (status, b"exit_code" in said) == (400, True)
