@@ -124,7 +124,7 @@ def burn(run_s: float, cpu_s: float, cores: int = 1, memory_bytes: int = 0) -> T
         (ToolSettings(cores=4, memory_bytes=9), [burn(2.0, 0.0, 1, 5)] * 2, [2.0, 4.0]),
         # a start takes its time, and holds the core
         (ToolSettings(cores=1, start_s=0.5), [burn(1.0, 0.2), burn(1.0, 1.0)], [1.5, 3.0]),
-        (ToolSettings(cores=1, share=2, start_s=0.5), [burn(1.0, 1.0)] * 2, [2.5, 2.5]),
+        (ToolSettings(cores=1, share=2, start_s=0.5), [burn(1.0, 1.0)] * 2, [3.0, 3.0]),
     ],
 )
 def test_tools(tools: ToolSettings, given: list[Tool], expected: list[float]) -> None:

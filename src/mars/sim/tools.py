@@ -8,7 +8,6 @@ on a core, those that still burn share it equally (processor sharing), so burnin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -32,7 +31,8 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory_bytes: Annotated[int, Meta(ge=1)] | None = None
     """For all commands together; None: not limited."""
     start_s: Annotated[float, Meta(ge=0.0)] = 0.0
-    """A lease is held so much longer than the command runs: to start it, to hear of its end."""
+    """A lease is held so much longer than the command runs: to start it, to hear of its end. On a
+    core that others may burn on this is burnt too."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,13 +113,13 @@ class ToolPool:
                 )
             )
             run.left_s, run.rate = run.tool.cpu_s, float(len(grant.cores))
-            if not (self._shared and run.left_s > 0.0):
+            if self._shared:
+                run.left_s += self._start_s
+            if self._shared and run.left_s > 0.0:
+                self._burn(run, now_s)
+            else:
                 took_s = max(run.tool.run_s, run.left_s / run.rate)
                 self._at(now_s + self._start_s + took_s, self._ender(run))
-            elif self._start_s:
-                self._at(now_s + self._start_s, partial(self._burn, run))
-            else:
-                self._burn(run, now_s)
         book = self._book
         self._emit(
             ev.ToolsSampled(
@@ -137,11 +137,9 @@ class ToolPool:
 
     def _burn(self, run: _Run, now_s: float) -> None:
         """A command begins, on cores that others may burn on as well."""
-        if run.tool_id in self._runs:
-            run.seen_s = now_s
-            for core in run.cores:
-                self._burning[core].add(run)
-            self._share_out(run.cores, now_s)
+        for core in run.cores:
+            self._burning[core].add(run)
+        self._share_out(run.cores, now_s)
 
     def _share_out(self, cores: tuple[int, ...], now_s: float) -> None:
         """Who burns on these cores has changed: foretell anew when each is through."""
@@ -186,7 +184,7 @@ class ToolPool:
     def _finish(self, run: _Run, now_s: float, *, exit_code: int | None, why: str) -> None:
         self._leave_cores(run, now_s)
         del self._runs[run.tool_id]
-        cpu_s = run.tool.cpu_s - run.left_s if run.cores else 0.0
+        cpu_s = max(0.0, run.tool.cpu_s - run.left_s) if run.cores else 0.0
         self.busy_core_s += cpu_s
         self._tell(
             ev.ToolFinished(
