@@ -10,56 +10,24 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
 from tests.gateway.scripted import DONE, JSON, STREAM, Engine, Exchange, until
+from tests.gateway.test_speech import (
+    chat,
+    chat_stream,
+    items,
+    response,
+    response_stream,
+    tool_call,
+)
 
 from mars.core import events as ev
 from mars.core.ids import SessionId
 from mars.gateway.identity import identify
 from mars.gateway.recall import Recall
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.thread import Said, Speech
 
 SYSTEM = {"role": "system", "content": "You are an agent."}
 TASK = {"role": "user", "content": "Mend it."}
 TOOLS: Any = [{"type": "function", "function": {"name": "sh", "parameters": {"type": "object"}}}]
-
-
-def tool_call(call_id: str) -> dict[str, object]:
-    return {"id": call_id, "type": "function", "function": {"name": "sh", "arguments": "{}"}}
-
-
-def chat(message: dict[str, object]) -> bytes:
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    head = {"id": "c", "object": "chat.completion", "created": 1, "model": "m"}
-    return msgspec.json.encode(head | {"choices": [choice]})
-
-
-def chat_stream(message: dict[str, Any]) -> bytes:
-    """The message in deltas: text letter by letter, a tool call's id and then its arguments."""
-    deltas: list[dict[str, object]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": letter} for letter in message.get("content") or ""]
-    for index, call in enumerate(message.get("tool_calls", [])):
-        deltas.append({"tool_calls": [{**call, "index": index}]})
-        more = {"index": index, "function": {"arguments": "{}"}}
-        deltas.append({"tool_calls": [more]})
-    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    chunks = [head | {"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-    return b"".join(b"data: " + msgspec.json.encode(it) + b"\n\n" for it in chunks) + DONE
-
-
-def message_stream(text: str, tool_ids: list[str]) -> bytes:
-    events: list[dict[str, Any]] = [{"type": "message_start", "message": {"content": []}}]
-    events.append({"type": "content_block_start", "content_block": {"type": "text", "text": ""}})
-    events += [
-        {"type": "content_block_delta", "delta": {"type": "text_delta", "text": it}} for it in text
-    ]
-    for tool_id in tool_ids:
-        block = {"type": "tool_use", "id": tool_id, "name": "sh", "input": {}}
-        events.append({"type": "content_block_start", "content_block": block})
-        delta = {"type": "input_json_delta", "partial_json": "{}"}
-        events.append({"type": "content_block_delta", "delta": delta})
-    events.append({"type": "message_delta", "delta": {"stop_reason": "tool_use"}})
-    lines = [f"event: {it['type']}\ndata: {msgspec.json.encode(it).decode()}\n\n" for it in events]
-    return "".join(lines).encode() + b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
 
 class Answers:
@@ -77,7 +45,7 @@ class Answers:
             await exchange.answer(200, JSON, chat(message))
 
 
-async def turns(rig: Rig, number: int, *, stream: bool = False) -> list[dict[str, object]]:
+async def turns(rig: Rig, number: int, *, stream: bool = False) -> list[Any]:
     """An agent of the official client, which repeats what it was told and adds what a tool gave."""
     messages: list[Any] = [SYSTEM, TASK]
     client = rig.openai(None)
@@ -111,10 +79,13 @@ async def test_an_agent_with_tools_is_one_session(
         {"content": None, "tool_calls": [tool_call("t3")]},
         {"content": "Done."},
     )
-    await turns(rig, 3, stream=stream)
+    messages = await turns(rig, 3, stream=stream)
     assert len(set(sessions(rig))) == 1
     assert [it.rule for it in rig.of(ev.SessionArrived)] == ["none"], "it stays while tools run"
-    assert rig.of(ev.SessionEnded) == []
+    assert rig.ends(sessions(rig)[0]) == ["its final request is answered"], "and no longer"
+    Answers(engine, {"content": "More."})
+    await rig.openai(None).chat.completions.create(model="m", messages=messages, tools=TOOLS)
+    assert len(set(sessions(rig))) == 1, "who goes on all the same comes back as itself"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -125,6 +96,36 @@ async def test_a_talk_without_tools_comes_back_as_itself(
     await turns(rig, 3, stream=stream)
     assert len(set(sessions(rig))) == 1
     assert [it.rule for it in rig.of(ev.SessionArrived)] == ["none", "messages"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_agent_on_responses_is_one_session(
+    engine: Engine, rig: Rig, *, stream: bool
+) -> None:
+    """One that sends all items again, as OpenAI's Agents SDK does, and one that does not."""
+    answers = [items("I look.", ["t1", "t2"]), items("", ["t3"]), items("Done.", [])]
+
+    async def script(exchange: Exchange) -> None:
+        said = answers[(len(engine.seen) - 1) % 3]
+        body = response_stream(said) if stream else msgspec.json.encode(response(said))
+        await exchange.answer(200, STREAM if stream else JSON, body)
+
+    engine.script = script
+    talk: list[Any] = [TASK]
+    for output in answers:
+        how = {"model": "m", "input": talk, "stream": stream}
+        await (await rig.http.post(rig.url + "/v1/responses", json=how)).read()
+        gave = [
+            {"type": "function_call_output", "call_id": it["call_id"], "output": "done"}
+            for it in output
+            if it["type"] == "function_call"
+        ]
+        talk += [*output, *(gave or [TASK])]
+    await rig.openai(None).responses.create(model="m", input="Another one.")
+    one, *_, other = sessions(rig)
+    assert sessions(rig) == [one, one, one, other]
+    assert one != other
+    assert [it.rule for it in rig.of(ev.SessionArrived)] == ["none", "none"]
 
 
 async def test_agents_with_one_task_and_equal_answers_are_two_sessions(
@@ -193,51 +194,6 @@ async def test_a_request_that_says_it_is_the_last_ends_its_session(
     await rig.say(None, messages=[*messages, TASK], last_step=True)
     assert len(set(sessions(rig))) == 1
     assert [it.why for it in rig.of(ev.SessionEnded)] == ["its final request is answered"]
-
-
-SAID = Said("Hello there", ("t1", "t2"))
-MESSAGE: dict[str, Any] = {
-    "content": " Hello there",
-    "tool_calls": [tool_call("t1"), tool_call("t2")],
-}
-BLOCKS: list[dict[str, Any]] = [
-    {"type": "thinking", "thinking": "hm"},
-    {"type": "text", "text": " Hello there"},
-    *({"type": "tool_use", "id": it, "name": "sh", "input": {}} for it in SAID.tool_ids),
-]
-
-
-EVERY_API = {
-    "chat": chat(MESSAGE),
-    "parts": chat({**MESSAGE, "content": [{"type": "text", "text": " Hello there"}]}),
-    "chat stream": chat_stream(MESSAGE),
-    "kept alive": b": queued\n\n" + chat_stream(MESSAGE),
-    "other ends of lines": chat_stream(MESSAGE).replace(b"\n", b"\r\n"),
-    "message": msgspec.json.encode({"type": "message", "role": "assistant", "content": BLOCKS}),
-    "message stream": message_stream(" Hello there", ["t1", "t2"]),
-}
-
-
-@pytest.mark.parametrize("api", EVERY_API)
-@given(size=st.integers(1, 700))
-def test_every_api_says_the_same_however_it_is_cut(api: str, size: int) -> None:
-    speech, answer = Speech(), EVERY_API[api]
-    for start in range(0, len(answer), size):
-        speech.add(answer[start : start + size])
-    assert speech.said() == SAID
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *(b"", b"{}", b"x", b'{"choices":[]}', b'{"choices":[{}]}', b"data: {}\n\n", DONE),
-        *(chat({}), chat({"content": ""}), chat({"content": 7})),
-    ],
-)
-def test_an_answer_that_says_nothing_is_not_remembered(answer: bytes) -> None:
-    speech = Speech()
-    speech.add(answer)
-    assert speech.said() is None
 
 
 @pytest.mark.parametrize("answer", [b"{", b'{"choices":3}', b"data: {\n\n", b"[" * 9 + DONE])

@@ -101,6 +101,12 @@ _decoder = msgspec.json.Decoder(_Body)
 
 class _Talk(_Body):
     messages: list[msgspec.Raw] | None = None
+    input: list[msgspec.Raw] | str | None = None
+    """What a response is asked by; a string: its first message."""
+
+    @property
+    def said(self) -> list[msgspec.Raw]:
+        return self.messages or (self.input if isinstance(self.input, list) else [])
 
 
 _talk_decoder = msgspec.json.Decoder(_Talk)
@@ -157,9 +163,9 @@ def _of_body(body: bytes, recall: Recall | None, tenant: str, *, final: bool) ->
         session_id = _checked(found, rule)
         return Identity(session_id=session_id, rule=rule, final=final, tenant=tenant)
     nobody = Identity(session_id=None, rule="none", final=True, tenant=tenant)
-    if not (recall and isinstance(fields, _Talk) and fields.messages):
+    if not (recall and isinstance(fields, _Talk) and fields.said):
         return nobody
-    asked = read_messages(fields.messages, tenant)
+    asked = read_messages(fields.said, tenant)
     if (known := recall.go_on_from(asked.goes_on_from)) is None:
         return nobody if final else msgspec.structs.replace(nobody, asked=asked)
     return Identity(

@@ -7,6 +7,7 @@ piled up here.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from math import inf
 from typing import Final, Literal
 
@@ -64,11 +65,11 @@ class PassThrough:
             return None
 
     async def forward(
-        self, caller: Caller, body: bytes, own: dict[bytes, str], reader: Reader | None = None
+        self, caller: Caller, body: bytes, own: dict[bytes, str], readers: Sequence[Reader] = ()
     ) -> str:
         """Returns what went wrong, of which the client knows; empty when all went well.
 
-        `reader` is shown each chunk of an answer that is no error, before the client has it.
+        `readers` are shown each chunk of an answer that is no error, before the client has it.
         """
         scope = caller.scope
         target: str = scope["raw_path"].decode("latin-1")
@@ -78,7 +79,7 @@ class PassThrough:
         try:
             response = await self._upstream.send(scope["method"], target, headers, body)
             try:
-                return await self._relay(caller, response, reader)
+                return await self._relay(caller, response, readers)
             finally:
                 response.release()  # closes the connection unless the answer was read to its end
         except FAILURES as error:
@@ -89,7 +90,7 @@ class PassThrough:
             return why
 
     async def _relay(
-        self, caller: Caller, response: aiohttp.ClientResponse, reader: Reader | None
+        self, caller: Caller, response: aiohttp.ClientResponse, readers: Sequence[Reader]
     ) -> str:
         streams = response.content_type == "text/event-stream"
         why = f"HTTP {response.status}" if response.status >= _FIRST_ERROR else ""
@@ -107,7 +108,7 @@ class PassThrough:
             if caller.first_byte_s is None:
                 caller.first_byte_s = time.monotonic()
             last = content.at_eof()
-            if reader is not None and not why:
+            for reader in () if why else readers:
                 reader.read(chunk, last=last)
             await caller.write(chunk, last=last)
         return why
@@ -160,7 +161,7 @@ class GatedCall(PassThrough):
             else:
                 await caller.fail(410, "session_ended", why)
             return why
-        return await self._run(caller, call, body, self._reader(caller.wire, identity, call))
+        return await self._run(caller, call, body, self._readers(caller.wire, identity, call))
 
     def _identify(self, scope: Scope, body: bytes) -> Identity:
         headers: Headers = scope["headers"]
@@ -186,16 +187,20 @@ class GatedCall(PassThrough):
             self._desk.names.expect(stay.session_id, call.call_id, time.monotonic())
         return call
 
-    def _reader(self, wire: Wire, identity: Identity, call: Call) -> Reader | None:
+    def _readers(self, wire: Wire, identity: Identity, call: Call) -> list[Reader]:
+        """Those who have to know of the answer, so that who goes on from it is found."""
+        readers: list[Reader] = []
         if wire.answers_are_named:
-            return ResponseHead(self._recall, call.stay.session_id)
-        return AnswerReader(identity.asked, self._recall, call) if identity.asked else None
+            readers.append(ResponseHead(self._recall, call.stay.session_id))
+        if identity.asked:
+            readers.append(AnswerReader(identity.asked, self._recall, call))
+        return readers
 
-    async def _run(self, caller: Caller, call: Call, body: bytes, reader: Reader | None) -> str:
+    async def _run(self, caller: Caller, call: Call, body: bytes, readers: list[Reader]) -> str:
         own = {b"x-session-id": str(call.stay.session_id), b"x-request-id": str(call.call_id)}
         why = "the gateway failed"
         try:
-            why = await self.forward(caller, body, own, reader)
+            why = await self.forward(caller, body, own, readers)
         except asyncio.CancelledError:
             why = "client disconnected" if caller.gone else "the gateway stopped"
             raise
