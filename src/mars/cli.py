@@ -318,6 +318,13 @@ def explain(*, policy: str | None, repeat: int | None, stay: int | None, **optio
 @click.option("--rate", type=_POSITIVE, help="Instead: sessions a second.")
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0))
 @click.option("--tool-cores", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--host-gib",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1e5),
+    help="Host memory behind the KV (--kv-offloading-size).",
+)
 @click.option("--set", "overrides", multiple=True, metavar="scheduling.A.B=VALUE")
 @click.option("--json", "as_json", is_flag=True, help="The figures for programs, a line a policy.")
 @click.option("--events", type=click.Path(path_type=Path), help="Write the event log here.")

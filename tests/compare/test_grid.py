@@ -134,6 +134,13 @@ def test_what_a_cell_says_reaches_its_run() -> None:
     few = play(msgspec.structs.replace(RUN, tool_cores=8)).row
     assert few.cpu_bound_per_s == pytest.approx((row.cpu_bound_per_s or 0.0) / 2)
     assert few.tool_cores == 8
+    assert (row.host_gib, row.loaded_frac) == (0.0, 0.0)
+    swe = Synthetic(session_class="swe")
+    crowd = msgspec.structs.replace(RUN, workload=swe, sessions=20, rho=2.0, host_gib=64.0)
+    backed = play(crowd).row
+    assert backed.host_gib == 64.0
+    assert (backed.loaded_frac or 0.0) > 0.0
+    assert backed.cell != play(msgspec.structs.replace(crowd, host_gib=0.0)).row.cell
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:

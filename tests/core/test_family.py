@@ -76,7 +76,7 @@ def test_what_a_child_occupies_keeps_newcomers_out() -> None:
     names(plane, child("sub", "root", prompt_bytes=4000))
     plane.handle(queued("sub", "c"))
     plane.handle(served("sub", "c", 1000))
-    assert gate._stays[SessionId("sub")].occupies_tokens == 1001.0, "prompt and answer"
+    assert gate._stays[SessionId("sub")].needs_tokens == 1001.0, "prompt and answer"
     life_s = gate._life_s
     plane.handle(ended("sub", 500.0))
     assert gate._life_s == life_s, "a part of its parent's life"

@@ -20,7 +20,12 @@ class Gate:
     """A residency with the sessions before and behind it; 0.25 tokens a byte until it learns."""
 
     def __init__(
-        self, *, kv_tokens: int | None = 1000, holds: bool = True, **changes: object
+        self,
+        *,
+        kv_tokens: int | None = 1000,
+        host_tokens: int = 0,
+        holds: bool = True,
+        **changes: object,
     ) -> None:
         plain: dict[str, object] = {"overcommit": 1.0}
         self.residency = Residency(msgspec.convert(plain | changes, ResidencySettings))
@@ -40,6 +45,7 @@ class Gate:
                     block_tokens=10,
                     running_calls=0,
                     waiting_calls=0,
+                    host_total_blocks=host_tokens // 10,
                 )
             )
 
@@ -120,6 +126,21 @@ def test_the_smallest_enter_first_as_far_as_there_is_room() -> None:
     assert gate.last.why_not == "2 active sessions need 40% of KV"
     gate.end("small")
     assert gate.ask() == ["big"], "300 + 700 fit exactly"
+
+
+def test_what_host_memory_can_hold_of_those_in_a_gap_counts_nothing() -> None:
+    gate = Gate(host_tokens=500, idle_share=0.5)
+    gate.arrive(a=300, b=400)
+    assert gate.ask() == ["a", "b"]
+    gate.begin("a")
+    gate.serve("a", 300)
+    assert gate.occupied == 700, "who has a call open is on the GPU"
+    gate.leave("a")
+    assert gate.occupied == 400
+    gate.call("b", 400)
+    assert gate.occupied == 0.5 * (300 + 400 - 500), "of two the host has no room for 200"
+    gate.hold("b")
+    assert gate.occupied == 400
 
 
 def test_overcommit_is_over_the_capacity() -> None:

@@ -36,6 +36,8 @@ def settings(policy: str, seed: int, lag: int, window_tokens: int = 0) -> SimSet
             lag=lag,
             api_s=0.003 * (seed % 3),
             sample_s=0.2,
+            host_blocks=0 if window_tokens else (0, 0, 300, 3000)[seed % 4],
+            host_block_s=(0.00003, 0.002)[seed // 4],
         ),
         tools=ToolSettings(
             cores=3, share=1 + seed % 2, memory_bytes=(2 << 20) if seed % 3 else None

@@ -106,6 +106,12 @@ def test_kv_capacity_by_hand() -> None:
     assert told.kv_blocks(block_tokens=32, utilisation=0.2) == 20
 
 
+def test_host_memory_by_hand() -> None:
+    profile = load_profile("h100-nvl/qwen3-coder-30b")  # 98,304 bytes a token
+    assert profile.host_blocks(3.0) == 3 * 2**30 // (16 * 98_304) == 2048
+    assert profile.host_block_s() == pytest.approx(16 * 98_304 / 50e9)
+
+
 def test_the_tiny_model_has_its_two_rates() -> None:
     cost = load_profile("tiny-cpu").cost()
     assert 1024 / cost.step_s(0, 0, [(1024, 0)]) == pytest.approx(16_000, rel=0.05)

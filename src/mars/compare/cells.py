@@ -21,7 +21,7 @@ import msgspec
 from mars.compare.bounds import Bounds, bounds, rate_for
 from mars.compare.figures import row
 from mars.compare.row import Row
-from mars.compare.settings import Band, Cores, Engine, Extra, Grid, Rate, Rho, Seed
+from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
@@ -45,6 +45,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rate_per_s: Rate | None = None
     """Instead of `rho`."""
     tool_cores: Cores = 16
+    host_gib: Gib = 0.0
     band: Band = Band()
     engine: Engine = Engine()
     sessions: Count = 200
@@ -61,9 +62,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def title(self) -> str:
         load = f"rho {self.rho:g}" if self.rho is not None else f"{self.rate_per_s:g} per s"
         band = "" if self.band == Band() else f" x{self.band.step:g}, x{self.band.prefill:g}"
+        host = f"host {self.host_gib:g} GiB " if self.host_gib else ""
         return (
             f"{self.profile}{band} {self.workload_name} {load} cores {self.tool_cores} "
-            f"seed {self.seed} {self.scheduling.policy}"
+            f"{host}seed {self.seed} {self.scheduling.policy}"
         )
 
 
@@ -85,11 +87,12 @@ def runs(grid: Grid) -> list[list[Run]]:
 def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
     blocks: tuple[Grid | Extra, ...] = (grid, *grid.extra)
     for block in blocks:
-        for profile, workload, rho, cores, band in product(
+        for profile, workload, rho, cores, host_gib, band in product(
             block.profiles or grid.profiles,
             block.workloads or grid.workloads,
             block.rhos or grid.rhos,
             block.tool_cores or grid.tool_cores,
+            block.host_gib or grid.host_gib,
             block.cost_band or grid.cost_band,
         ):
             cell = Run(
@@ -98,6 +101,7 @@ def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
                 workload=grid.workloads[workload],
                 rho=rho,
                 tool_cores=cores,
+                host_gib=host_gib,
                 band=band,
                 engine=grid.engine,
                 sessions=grid.sessions,
@@ -107,6 +111,8 @@ def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
 
 def check(chunks: Sequence[Sequence[Run]]) -> list[str]:
     """Notes for the reader. Raises InputError for a profile or workload that cannot be run."""
+    for run in {(run.profile, run.host_gib): run for (run, *_) in chunks}.values():
+        _engine(run)
     one_of_each = {(run.profile, run.workload_name): run for (run, *_) in chunks}
     notes = []
     for run in one_of_each.values():
@@ -153,6 +159,7 @@ def play(run: Run) -> Played:
         rho=stage.rate_per_s / stage.bounds.knee_per_s if run.rho is None else run.rho,
         step_factor=run.band.step,
         prefill_factor=run.band.prefill,
+        host_gib=run.host_gib,
         policy=run.scheduling.policy,
         seed=run.seed,
         rate_per_s=stage.rate_per_s,
@@ -195,6 +202,8 @@ def _engine(run: Run) -> EngineSettings:
     return EngineSettings(
         kv_blocks=profile.kv_blocks(),
         window_tokens=profile.window_tokens,
+        host_blocks=profile.host_blocks(run.host_gib),
+        host_block_s=profile.host_block_s(),
         **msgspec.structs.asdict(run.engine),
     )
 

@@ -50,6 +50,7 @@ def simulate_command(
     rate: float | None,
     seed: int,
     tool_cores: int,
+    host_gib: float,
     overrides: tuple[str, ...],
     as_json: bool,
     events: Path | None,
@@ -71,6 +72,7 @@ def simulate_command(
             rho=_RHO if rate is None and rho is None else rho,
             rate_per_s=rate,
             tool_cores=tool_cores,
+            host_gib=host_gib,
             sessions=sessions,
             seed=seed,
             scheduling=load_settings(None, overrides, name).scheduling,
@@ -155,6 +157,7 @@ _LINES: Final = (
     _Line("first token, warm, p50 (s)", bare, "first_token_warm_p50_s"),
     _Line("  cold", bare, "first_token_cold_p50_s"),
     _Line("prefix hits", percent, "hit_frac"),
+    _Line("  loaded from the host", percent, "loaded_frac"),
     _Line("run twice, of tokens needed", percent, "recomputed_frac"),
     _Line("preemptions", count, "preemptions"),
     _Line("holds", count, "holds"),
@@ -173,7 +176,7 @@ def _figures(rows: Sequence[Row]) -> Table:
     table = Table(
         title=f"{one.workload} on {one.profile}: {one.sessions} sessions, "
         f"{_per_min(one.rate_per_s)} per min (rho {one.rho:.2f}), {one.tool_cores} tool cores, "
-        f"seed {one.seed}",
+        f"{f'{one.host_gib:g} GiB of host memory, ' if one.host_gib else ''}seed {one.seed}",
         caption="Bounds: no schedule has a lower mean, or carries more sessions for long. Rho 1: "
         "the least of what GPU, cores and (if all KV is kept) memory carry.",
         box=box.SIMPLE,

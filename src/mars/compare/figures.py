@@ -25,6 +25,7 @@ def row(
     rho: float,
     step_factor: float,
     prefill_factor: float,
+    host_gib: float = 0.0,
     policy: str,
     seed: int,
     rate_per_s: float,
@@ -40,6 +41,7 @@ def row(
         tool_cores=tools.cores,
         step_factor=step_factor,
         prefill_factor=prefill_factor,
+        host_gib=host_gib,
         policy=policy,
         seed=seed,
         rate_per_s=rate_per_s,
@@ -79,6 +81,7 @@ def run_figures(outcome: Outcome, bounds: Bounds, tools: ToolSettings) -> dict[s
         **{name: getattr(of, name) for name in _OF_ROUNDS},
         "sessions_per_s": of.throughput_sessions_per_s,
         "recomputed_frac": _recomputed_frac(of),
+        "loaded_frac": _loaded_frac(events),
         "p99_s": quantile(session_times_s(one), 0.99),
         **_against_alone(events, bounds, span_s),
         **_longest_waits(events),
@@ -86,6 +89,12 @@ def run_figures(outcome: Outcome, bounds: Bounds, tools: ToolSettings) -> dict[s
         "gpu_busy_frac": outcome.engine_busy_s / span_s,
         "cpu_busy_frac": outcome.tool_cpu_s / (span_s * tools.cores),
     }
+
+
+def _loaded_frac(events: Sequence[ev.Event]) -> float | None:
+    served = [e for e in events if isinstance(e, ev.CallServed)]
+    prompt_tokens = sum(e.prompt_tokens for e in served)
+    return sum(e.loaded_tokens for e in served) / prompt_tokens if prompt_tokens else None
 
 
 def _recomputed_frac(of: Figures) -> float | None:

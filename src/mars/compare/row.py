@@ -19,6 +19,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     step_factor: float
     """Corner of the cost band: all step costs, and the prefill part, so much dearer."""
     prefill_factor: float
+    host_gib: float = 0.0
+    """Host memory behind the KV."""
     # the run
     policy: str
     seed: int
@@ -54,6 +56,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     hit_frac: float | None
     recomputed_frac: float | None
     """Tokens run a second time / tokens needed."""
+    loaded_frac: float | None = None
+    """Tokens loaded from host memory / prompt tokens."""
     preemptions: int
     holds: int
     holds_paid_frac: float | None
@@ -90,4 +94,5 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             self.tool_cores,
             self.step_factor,
             self.prefill_factor,
+            self.host_gib,
         )

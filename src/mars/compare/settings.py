@@ -33,6 +33,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Names a folder, or a line in a table."""
 Rho = Annotated[float, Meta(gt=0.0, le=100.0)]
 Rate = Annotated[float, Meta(gt=0.0, le=1e6)]
+Gib = Annotated[float, Meta(ge=0.0, le=1e5)]
 Cores = Annotated[int, Meta(ge=1, le=4096)]
 Seed = Annotated[int, Meta(ge=0)]
 Some = Meta(min_length=1)
@@ -48,7 +49,7 @@ class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As mars.sim.engine.EngineSettings; the KV's size and groups come from the profile."""
+    """As mars.sim.engine.EngineSettings; sizes and groups of the KV come from the profile."""
 
     step_tokens: Count = 8192
     """vLLM's --max-num-batched-tokens, its default for a server on a card of 70 GiB or more."""
@@ -69,6 +70,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workloads: Annotated[tuple[str, ...], Some] | None = None
     rhos: Annotated[tuple[Rho, ...], Some] | None = None
     tool_cores: Annotated[tuple[Cores, ...], Some] | None = None
+    host_gib: Annotated[tuple[Gib, ...], Some] | None = None
     cost_band: Annotated[tuple[Band, ...], Some] | None = None
     policies: Annotated[tuple[str, ...], Some] | None = None
     """Besides those that the same cell gets elsewhere."""
@@ -88,6 +90,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Per run. 200: the least that the evaluation plan allows."""
     tool_cores: Annotated[tuple[Cores, ...], Some] = (16,)
     """16: the plan's, unless said."""
+    host_gib: Annotated[tuple[Gib, ...], Some] = (0.0,)
+    """Host memory behind the KV, for every policy alike (vLLM's --kv-offloading-size)."""
     cost_band: Annotated[tuple[Band, ...], Some] = (Band(),)
     engine: Engine = Engine()
     scheduling: dict[str, Scheduling] = {}
@@ -106,7 +110,15 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             for workload in extra.workloads or ():
                 if workload not in self.workloads:
                     raise InputError(f"extra.workloads: there is no [workloads.{workload}]")
-        for field in ("profiles", "rhos", "policies", "seeds", "tool_cores", "cost_band"):
+        for field in (
+            "profiles",
+            "rhos",
+            "policies",
+            "seeds",
+            "tool_cores",
+            "host_gib",
+            "cost_band",
+        ):
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise InputError(f"`{field}` names something twice")

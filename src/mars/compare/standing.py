@@ -53,6 +53,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     tool_cores: int
     step_factor: float
     prefill_factor: float
+    host_gib: float
     isolated_mean_s: float
     clairvoyant_mean_s: float
     policies: dict[str, InCell]
@@ -70,7 +71,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def machine(self) -> str:
         corner = f" (steps x{self.step_factor:g}, prefill x{self.prefill_factor:g})"
-        return self.profile + corner * ((self.step_factor, self.prefill_factor) != (1, 1))
+        host = f" + {self.host_gib:g} GiB host" if self.host_gib else ""
+        return self.profile + corner * ((self.step_factor, self.prefill_factor) != (1, 1)) + host
 
     @property
     def label(self) -> str:
@@ -139,6 +141,7 @@ def _cell(runs: Mapping[str, _Runs]) -> Cell:
         tool_cores=first.tool_cores,
         step_factor=first.step_factor,
         prefill_factor=first.prefill_factor,
+        host_gib=first.host_gib,
         isolated_mean_s=_over(one_of_each_seed, "isolated_mean_s"),
         clairvoyant_mean_s=_over(one_of_each_seed, "clairvoyant_mean_s"),
         policies=policies,

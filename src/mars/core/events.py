@@ -108,7 +108,7 @@ class CallServed(Fact, frozen=True, kw_only=True):
     call_id: CallId
     prompt_tokens: int
     cached_tokens: int
-    """Prefix-cache hits when the call first started."""
+    """Prefix-cache hits when the call first started, those from host memory among them."""
     computed_tokens: int
     """Tokens the model was run on for this call, prefill and decode, recomputation included."""
     made_tokens: int
@@ -116,6 +116,8 @@ class CallServed(Fact, frozen=True, kw_only=True):
     """Seconds between the engine's intake and the first start."""
     ok: bool
     """False when the call was aborted."""
+    loaded_tokens: int = 0
+    """KV that came from host memory. Told by the simulator; the plugin does not ask for it."""
 
 
 class CallFinished(Fact, frozen=True, kw_only=True):
@@ -194,6 +196,8 @@ class EngineSampled(Fact, frozen=True, kw_only=True):
     block_tokens: int
     running_calls: int
     waiting_calls: int
+    host_total_blocks: int = 0
+    """Host memory behind the KV; 0: none, or the plugin, which does not ask vLLM's connector."""
 
 
 class ToolsSampled(Fact, frozen=True, kw_only=True):

@@ -11,6 +11,9 @@ A newcomer's context is its prompt, in tokens as learned from earlier first call
 engine finds cached of a first prompt on average (a system prompt that all share is there once).
 The sum may be `overcommit` times the capacity: not all are on the GPU at once.
 
+What host memory can hold of the contexts of those in a gap counts nothing: it comes back by a load,
+which takes a hundredth of the time that computing takes.
+
 Where nothing is ever held (a model with Mamba layers, a policy without retention) the KV of
 those in a gap lives in the engine's LRU queue, and whoever runs evicts it. There every context
 counts whole, and the sum may be `unheld_fill` of the capacity.
@@ -76,7 +79,8 @@ class _Stay:
     is_held: bool = False
     is_new: bool = True
     """The engine has not accounted for a call of it."""
-    occupies_tokens: float = 0.0
+    needs_tokens: float = 0.0
+    is_resident: bool = True
 
 
 class Residency:
@@ -90,7 +94,9 @@ class Residency:
         """Only blindness comes by time alone: it is seen at most a tenth late."""
         self._capacity_tokens = 0
         self._stays: dict[SessionId, _Stay] = {}
-        self._occupied_tokens = 0.0
+        self._resident_tokens = self._idle_tokens = 0.0
+        """Of active sessions with a call or a hold, and of the others."""
+        self._host_tokens = 0
         self._tokens_per_byte = _FIRST_TOKENS_PER_BYTE
         self._common_tokens = 0.0
         """Of a first prompt, what was found cached."""
@@ -119,8 +125,10 @@ class Residency:
                 self._stay(event.session_id, None, 0)
             case ev.EngineSampled():
                 capacity_tokens = event.kv_total_blocks * event.block_tokens
-                if capacity_tokens != self._capacity_tokens:
-                    self._capacity_tokens, self._fits_tokens = capacity_tokens, inf
+                host_tokens = event.host_total_blocks * event.block_tokens
+                if (capacity_tokens, host_tokens) != (self._capacity_tokens, self._host_tokens):
+                    self._capacity_tokens, self._host_tokens = capacity_tokens, host_tokens
+                    self._fits_tokens = inf
             case ev.SessionEnded():
                 self._end(event)
             case _:
@@ -152,8 +160,6 @@ class Residency:
     def _begin_to_hold(self) -> None:
         self._holds = True
         self._fits_tokens = inf
-        for stay in self._stays.values():
-            self._weigh(stay)
 
     def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
         """A newcomer's estimates become facts, and better estimates for the next ones."""
@@ -165,19 +171,29 @@ class Residency:
         self._fits_tokens = inf
 
     def _weigh(self, stay: _Stay) -> None:
-        resident = bool(stay.calls) or stay.is_held or stay.is_new
-        share = self._set.idle_share if self._holds and not resident else 1.0
-        tokens = share * max(0.0, stay.context_tokens - stay.shared_tokens)
-        self._occupied_tokens += tokens - stay.occupies_tokens
-        stay.occupies_tokens = tokens
+        self._count(stay, -1)
+        stay.is_resident = bool(stay.calls) or stay.is_held or stay.is_new
+        stay.needs_tokens = max(0.0, stay.context_tokens - stay.shared_tokens)
+        self._count(stay, 1)
+
+    def _count(self, stay: _Stay, sign: int) -> None:
+        if stay.is_resident:
+            self._resident_tokens += sign * stay.needs_tokens
+        else:
+            self._idle_tokens += sign * stay.needs_tokens
+
+    @property
+    def _occupied_tokens(self) -> float:
+        share = self._set.idle_share if self._holds else 1.0
+        return self._resident_tokens + share * max(0.0, self._idle_tokens - self._host_tokens)
 
     def _end(self, event: ev.SessionEnded) -> None:
         stay = self._stays.pop(event.session_id, None)
         if stay is None:
             return
-        self._occupied_tokens -= stay.occupies_tokens
+        self._count(stay, -1)
         if not self._stays:
-            self._occupied_tokens = 0.0  # sums of fractions drift
+            self._resident_tokens = self._idle_tokens = 0.0  # sums of fractions drift
         if stay.arrived_s is not None:
             life_s = event.at_s - stay.arrived_s
             self._life_s += (_WEIGHT if self._life_s else 1.0) * (life_s - self._life_s)

@@ -82,7 +82,8 @@ class IdleView(msgspec.Struct, frozen=True, kw_only=True):
     """KV of the calls that run now."""
     kv_capacity_tokens: int
     refill_s: float
-    """The engine's own estimate of what it costs to compute this context again."""
+    """The engine's own estimate of what it costs to have this context again: to compute it, or to
+    load what host memory has of it and compute the rest, whichever is less."""
     idle_s: float
     """How long the session has been off the GPU."""
 

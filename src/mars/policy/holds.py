@@ -27,6 +27,14 @@ class Kept(Protocol):
     def tokens(self) -> int:
         """Of the context how much the next call finds by it."""
 
+    @property
+    def stored_tokens(self) -> int:
+        """Of these the first that are in host memory as well."""
+
+    @property
+    def reload_s(self) -> float:
+        """What it takes to load those from there."""
+
     def keep(self) -> None:
         """Keep it from being evicted."""
 
@@ -206,17 +214,24 @@ class Holds:
         others_tokens: int,
         now_s: float,
     ) -> Hold:
-        tokens = held.kept.tokens
+        kept = held.kept
         return self._retention.hold(
             IdleView(
                 session_id=session_id,
                 stage=stage,
                 tool=tool,
                 session_arrived_s=held.arrived_s,
-                context_tokens=tokens,
+                context_tokens=kept.tokens,
                 others_tokens=others_tokens,
                 kv_capacity_tokens=self._capacity_tokens,
-                refill_s=self._rate.seconds(tokens),
+                refill_s=self._refill_s(kept),
                 idle_s=now_s - held.since_s,
             )
         )
+
+    def _refill_s(self, kept: Kept) -> float:
+        """Computed again, or loaded as far as it is stored."""
+        computed_s = self._rate.seconds(kept.tokens)
+        if not (stored_tokens := kept.stored_tokens):
+            return computed_s
+        return min(computed_s, kept.reload_s + self._rate.seconds(kept.tokens - stored_tokens))

@@ -64,10 +64,14 @@ class Accounts:
         if held is not None:
             held.take_over(chain)
 
+    def returned(self, call: Call, now_s: float) -> None:
+        """A call owns the memory that it will run in: a hold of its session is over."""
+        if call.view.session_id in self.holds:
+            self.holds.release(call.view.session_id, now_s, "returned")
+
     def started(self, call: Call, now_s: float) -> None:
         view = call.view
-        if view.session_id in self.holds:
-            self.holds.release(view.session_id, now_s, "returned")
+        self.returned(call, now_s)
         self._emit(
             ev.CallStarted(
                 at_s=now_s,
@@ -99,6 +103,7 @@ class Accounts:
                 call_id=view.call_id,
                 prompt_tokens=view.prompt_tokens,
                 cached_tokens=call.cached_tokens,
+                loaded_tokens=call.loaded_tokens,
                 computed_tokens=call.spent_tokens,
                 made_tokens=call.made,
                 queued_s=max(0.0, call.started_s - view.queued_s),

@@ -13,6 +13,7 @@ this beside the real scheduler.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
@@ -26,6 +27,9 @@ from mars.sim.waiting import WaitingLine
 
 
 class Batcher:
+    host_blocks = 0
+    """Of host memory behind the KV."""
+
     def __init__(
         self,
         *,
@@ -71,6 +75,20 @@ class Batcher:
         """May a waiting call enter, memory allowing?"""
         return bool(self.waiting.line) and len(self.running.calls) < self._most_calls
 
+    @property
+    def head(self) -> Call:
+        """Who enters next, when `admits`."""
+        return self.waiting.line[0]
+
+    @property
+    def waiting_calls(self) -> int:
+        return len(self.waiting)
+
+    def next_load_s(self, now_s: float) -> float:
+        """When KV next comes from host memory (mars.sim.host_batcher); inf: none is on its way."""
+        del now_s
+        return inf
+
     def add(self, view: CallView, chain: Chain, output_tokens: int) -> Call:
         """A call comes; its prompt is `view.prompt_tokens` long and will make `output_tokens`."""
         self._order += 1
@@ -109,7 +127,7 @@ class Batcher:
         running.used_frac = self.used_blocks / self.pool.blocks
         batch = Batch(running.step + 1)
         left = self._run(batch, now_s)
-        if self.waiting.line and left > 0 and not batch.preempted:
+        if left > 0 and not batch.preempted and self.admits:
             self._admit(batch, left, now_s)
         if running.decodes.count or batch.complete or batch.chunks:
             self.advance(batch)
@@ -224,26 +242,30 @@ class Batcher:
             batch.context_tokens -= running.kv_tokens(call) + 1
 
     def _admit(self, batch: Batch, left: int, now_s: float) -> None:
-        bt, running = self.pool.block_tokens, self.running
         while left > 0 and self.admits:
-            call = self.waiting.head
-            hit = self.pool.found(call.chain, (call.tokens - 1) // bt)
-            tokens = min(running.chunk(call, call.tokens - hit * bt), left)
-            if not self._make_room(call, hit, tokens, now_s):
+            tokens = self._enter(batch, self.head, left, now_s)
+            if tokens is None:
                 batch.is_full = True
                 return
-            self.waiting.remove(call)
-            self._start(call, hit, now_s)
-            batch.started.append(call)
-            self.pool.take(self.pool.growth(call.computed, tokens))
-            self._prefill(batch, call, tokens)
-            if call.computed < call.tokens:
-                running.prefills.append(call)
             left -= tokens
+
+    def _enter(self, batch: Batch, call: Call, left: int, now_s: float) -> int | None:
+        """A waiting call's first chunk of at most `left` tokens; None: there is no room for it."""
+        bt = self.pool.block_tokens
+        hit = self.pool.found(call.chain, (call.tokens - 1) // bt)
+        tokens = min(self.running.chunk(call, call.tokens - hit * bt), left)
+        if not self._make_room(call, hit, tokens, now_s):
+            return None
+        self.waiting.remove(call)
+        self._accounts.takes_over(call.view.session_id, call.chain)
+        self.pool.start(call.chain, hit, call.tokens, call.view.prompt_tokens)
+        call.computed = hit * bt
+        self._start(batch, call, tokens, now_s)
+        return tokens
 
     def _make_room(self, call: Call, hit: int, tokens: int, now_s: float) -> bool:
         """Does a waiting call fit whole, `tokens` of it at first? Held memory goes if it may."""
-        fits = self.pool.fits(call.chain, hit, call.tokens, tokens)
+        fits = self._fits(call, hit, tokens)
         if fits or not self.holds:
             return fits
         session_id = call.view.session_id
@@ -254,19 +276,26 @@ class Batcher:
         ):
             return False
         while not fits and self.holds.release_least(session_id, now_s):
-            fits = self.pool.fits(call.chain, hit, call.tokens, tokens)
+            fits = self._fits(call, hit, tokens)
         return fits
 
-    def _start(self, call: Call, hit: int, now_s: float) -> None:
-        self._accounts.takes_over(call.view.session_id, call.chain)
-        self.pool.start(call.chain, hit, call.tokens, call.view.prompt_tokens)
-        call.computed = call.start_tokens = hit * self.pool.block_tokens
+    def _fits(self, call: Call, hit: int, tokens: int) -> bool:
+        return self.pool.fits(call.chain, hit, call.tokens, tokens)
+
+    def _start(self, batch: Batch, call: Call, tokens: int, now_s: float) -> None:
+        """A call that owns what is cached of it runs from this step on."""
+        running, call.start_tokens = self.running, call.computed
         if call.started_s < 0.0:
             call.started_s, call.cached_tokens = now_s, call.computed
         call.is_running = True
-        self.running.calls.append(call)
-        self.running.is_sorted = False
+        running.calls.append(call)
+        running.is_sorted = False
         self._accounts.started(call, now_s)
+        batch.started.append(call)
+        self.pool.take(self.pool.growth(call.computed, tokens))
+        self._prefill(batch, call, tokens)
+        if call.computed < call.tokens:
+            running.prefills.append(call)
 
     def advance(self, batch: Batch) -> None:
         """The step is taken: complete prompts become decodes, and who makes its last token in it

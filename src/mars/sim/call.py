@@ -37,6 +37,11 @@ class Call:
     """Its last token is scheduled, but not yet made."""
     starved: int = -1
     """Latest step in which it got no token."""
+    is_loaded: bool = False
+    """It waits with memory of its own: for blocks from the host, or for its place once they are
+    there."""
+    loaded_tokens: int = 0
+    """From host memory, all runs together."""
     cached_tokens: int = 0
     start_tokens: int = 0
     """Cached when the present run started."""

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
+from mars.core.errors import InputError
 from mars.core.estimate import PrefillRate
 from mars.policy.base import CallView, EngineEvent, Policy
 from mars.sim.call import Batch, Call
@@ -42,6 +43,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     window_tokens: Annotated[int, Meta(ge=0)] = 0
     """What half of the layers see, where these are a KV group of their own (GPT-OSS: 128); 0: all
     layers see everything."""
+    host_blocks: Annotated[int, Meta(ge=0)] = 0
+    """Host memory behind the KV, in its blocks (--kv-offloading-size); 0: none. Not modelled
+    together with `window_tokens`."""
+    host_block_s: Seconds = 0.0
+    """What a block takes over the link from there to the GPU."""
     api_s: Seconds = 0.0
     """Between the gateway and the engine's queue: HTTP, tokenizer; a call."""
     api_token_s: Seconds = 0.0
@@ -49,6 +55,13 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sample_s: Annotated[float, Meta(gt=0.0)] = 2.0
     """How often the engine tells the control plane of its memory. The plugin: 0.2 s; here sessions
     take minutes, and every sample is a step that cannot be strided over."""
+
+    def __post_init__(self) -> None:
+        if self.window_tokens and self.host_blocks:
+            raise InputError(
+                "host memory behind the KV of a model with a sliding window is not simulated: "
+                "leave `host_gib` (`host_blocks`) out, or take another model"
+            )
 
     def call_blocks(self, tokens: int) -> int:
         """Most blocks that a call of so many tokens has at a time."""
@@ -105,6 +118,8 @@ class SimEngine:
             step_tokens=settings.step_tokens,
             most_calls=settings.most_calls,
             lag=settings.lag,
+            host_blocks=settings.host_blocks,
+            host_block_s=settings.host_block_s,
             emit=self.facts.append,
         )
         self.pool = self.batcher.pool
@@ -172,8 +187,9 @@ class SimEngine:
         self._read_inbox(now_s)
         batch = self.batcher.schedule(now_s)
         if batch.is_empty:
-            if batch.preempted and not self._flights:
-                self._schedule_s = now_s
+            if not self._flights:
+                load_s = self.batcher.next_load_s(now_s)
+                self._schedule_s = now_s if batch.preempted else load_s
             return
         flight = self._fly(batch, now_s, horizon_s)
         self.busy_s += flight.end_s - flight.start_s
@@ -278,6 +294,7 @@ class SimEngine:
                 kv_total_blocks=self.pool.blocks,
                 block_tokens=self._set.block_tokens,
                 running_calls=len(batcher.running.calls),
-                waiting_calls=len(batcher.waiting),
+                waiting_calls=batcher.waiting_calls,
+                host_total_blocks=batcher.host_blocks,
             )
         )

@@ -91,6 +91,14 @@ class HeldChain:
         """None: the call of a session that has returned owns the blocks."""
         self.blocks, self.tokens = blocks, blocks * pool.block_tokens
 
+    @property
+    def stored_tokens(self) -> int:
+        return 0
+
+    @property
+    def reload_s(self) -> float:
+        return 0.0
+
     def keep(self) -> None:
         if self._chain is not None:
             self._pool.settle(self._chain)

@@ -19,6 +19,7 @@ from mars.sim.cost import Cost, Kernel, Law
 
 _FOLDER: Final = Path(str(resources.files("mars") / "data" / "costs"))
 _NOT_A_PROFILE: Final = "published"
+_GIB: Final = 2**30
 
 Frac = Annotated[float, Meta(ge=0.0)]
 Bytes = Annotated[int, Meta(ge=0)]
@@ -97,6 +98,13 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def kv_blocks(self, block_tokens: int = 16, utilisation: float = 0.9) -> int:
         return self.kv_capacity_tokens(utilisation) // block_tokens
+
+    def host_blocks(self, host_gib: float, block_tokens: int = 16) -> int:
+        return int(host_gib * _GIB // (self.kv_bytes_per_token * block_tokens))
+
+    def host_block_s(self, block_tokens: int = 16) -> float:
+        """What a block takes over PCIe."""
+        return self.kv_bytes_per_token * block_tokens / self.pcie_bytes_s
 
 
 def profile_names() -> list[str]:

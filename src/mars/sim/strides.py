@@ -18,13 +18,15 @@ class Strides:
         self._batcher, self._policy = batcher, policy
 
     def next_change_s(self, now_s: float) -> float:
-        """The first time after which a hold, or a waiting call, may be treated otherwise."""
+        """The first time after which a load, a hold or a waiting call may be treated otherwise."""
         batcher = self._batcher
-        at_s = batcher.holds.next_expiry_s(now_s) if batcher.holds else inf
+        at_s = batcher.next_load_s(now_s)
+        if batcher.holds:
+            at_s = min(at_s, batcher.holds.next_expiry_s(now_s))
         if not batcher.admits:
             return at_s
         if batcher.holds:
-            takes_s = self._policy.retention.takes_held_at_s(batcher.waiting.head.view)
+            takes_s = self._policy.retention.takes_held_at_s(batcher.head.view)
             at_s = min(at_s, takes_s if takes_s > now_s else inf)
         if self._policy.ordering.live:
             at_s = min(at_s, batcher.waiting.next_change_s())

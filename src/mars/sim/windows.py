@@ -249,6 +249,9 @@ def _length(runs: Iterable[Run]) -> int:
 
 
 class HeldRuns:
+    stored_tokens = 0
+    reload_s = 0.0
+
     def __init__(self, pool: WindowPool, chain: Chain, hit: int) -> None:
         self._pool, self._chain, self._hit = pool, chain, hit
         self._shares: tuple[list[Share], list[Share]] = ([], [])

@@ -9,6 +9,9 @@ from typing import Any
 
 
 class KeptBlocks:
+    stored_tokens = 0  # vLLM's connector is not asked what host memory has
+    reload_s = 0.0
+
     def __init__(self, pool: Any, groups: list[list[Any]], tokens: int) -> None:
         """`groups`: hashed blocks of each KV group; `tokens`: what they are of the context."""
         self._pool, self._groups, self.tokens = pool, groups, tokens
