@@ -32,6 +32,7 @@ def idle(
         context_tokens=context_tokens,
         others_tokens=0,
         kv_capacity_tokens=100_000,
+        compute_s=refill_s,
         refill_s=refill_s,
         idle_s=0.5,
     )

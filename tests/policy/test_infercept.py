@@ -29,6 +29,7 @@ def idle(
         context_tokens=context_tokens,
         others_tokens=others_tokens,
         kv_capacity_tokens=100_000,
+        compute_s=refill_s,
         refill_s=refill_s,
         idle_s=idle_s,
     )

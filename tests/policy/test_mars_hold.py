@@ -37,6 +37,7 @@ def idle(
         context_tokens=context_tokens,
         others_tokens=0,
         kv_capacity_tokens=kv_capacity_tokens,
+        compute_s=refill_s,
         refill_s=refill_s,
         idle_s=0.5,
     )

@@ -21,6 +21,7 @@ from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.mars_paper import ContinuationsFirst, SkiRental
 from mars.policy.mars_preview import PreviewLevels
 from mars.policy.mars_preview_window import PreviewWindow
+from mars.policy.no_host import HostlessResidency, HostlessWorth
 from mars.policy.presets import (
     PRESETS,
     Scheduling,
@@ -52,6 +53,7 @@ ROWS = {
     "mars-no-order": (Residency, Fcfs, WorthKeeping, ShortestFirst),
     "mars-no-hold": (Residency, LeastLeftFirst, KeepNothing, ShortestFirst),
     "mars-no-tool-order": (Residency, LeastLeftFirst, WorthKeeping, Fifo),
+    "mars-no-host": (HostlessResidency, LeastLeftFirst, HostlessWorth, ShortestFirst),
 }
 
 IDLE = IdleView(
@@ -62,6 +64,7 @@ IDLE = IdleView(
     context_tokens=10_000,
     others_tokens=0,
     kv_capacity_tokens=100_000,
+    compute_s=0.0,
     refill_s=0.0,
     idle_s=0.0,
 )

@@ -81,9 +81,11 @@ class IdleView(msgspec.Struct, frozen=True, kw_only=True):
     others_tokens: int
     """KV of the calls that run now."""
     kv_capacity_tokens: int
+    compute_s: float
+    """The engine's own estimate of what it takes to compute this context again."""
     refill_s: float
-    """The engine's own estimate of what it costs to have this context again: to compute it, or to
-    load what host memory has of it and compute the rest, whichever is less."""
+    """What it takes to have it again: that, or to load what host memory has of it and compute the
+    rest, whichever is less."""
     idle_s: float
     """How long the session has been off the GPU."""
 

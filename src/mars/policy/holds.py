@@ -215,6 +215,7 @@ class Holds:
         now_s: float,
     ) -> Hold:
         kept = held.kept
+        compute_s = self._rate.seconds(kept.tokens)
         return self._retention.hold(
             IdleView(
                 session_id=session_id,
@@ -224,14 +225,14 @@ class Holds:
                 context_tokens=kept.tokens,
                 others_tokens=others_tokens,
                 kv_capacity_tokens=self._capacity_tokens,
-                refill_s=self._refill_s(kept),
+                compute_s=compute_s,
+                refill_s=self._refill_s(kept, compute_s),
                 idle_s=now_s - held.since_s,
             )
         )
 
-    def _refill_s(self, kept: Kept) -> float:
+    def _refill_s(self, kept: Kept, compute_s: float) -> float:
         """Computed again, or loaded as far as it is stored."""
-        computed_s = self._rate.seconds(kept.tokens)
         if not (stored_tokens := kept.stored_tokens):
-            return computed_s
-        return min(computed_s, kept.reload_s + self._rate.seconds(kept.tokens - stored_tokens))
+            return compute_s
+        return min(compute_s, kept.reload_s + self._rate.seconds(kept.tokens - stored_tokens))

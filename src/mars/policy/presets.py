@@ -22,6 +22,7 @@ from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
 from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
+from mars.policy.no_host import HostlessResidency, HostlessWorth
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
 from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
@@ -70,8 +71,16 @@ def _open(_: Scheduling) -> Admission:
     return Open()
 
 
+def _shares(s: Scheduling) -> TenantShares | None:
+    return TenantShares(s.tenants) if s.tenants.weights else None
+
+
 def _residency(s: Scheduling) -> Admission:
-    return Residency(s.residency, TenantShares(s.tenants) if s.tenants.weights else None)
+    return Residency(s.residency, _shares(s))
+
+
+def _residency_no_host(s: Scheduling) -> Admission:
+    return HostlessResidency(s.residency, _shares(s))
 
 
 def _window(s: Scheduling) -> Admission:
@@ -117,6 +126,10 @@ def _nothing(_: Scheduling) -> Retention:
 
 def _worth(s: Scheduling) -> Retention:
     return WorthKeeping(s.worth)
+
+
+def _worth_no_host(s: Scheduling) -> Retention:
+    return HostlessWorth(s.worth)
 
 
 def _ski_rental(s: Scheduling) -> Retention:
@@ -201,6 +214,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "mars-no-hold": Preset(_residency, _least_left, _nothing, _shortest, "mars, nothing kept warm"),
     "mars-no-tool-order": Preset(
         _residency, _least_left, _worth, _fifo, "mars, tools as they come"
+    ),
+    "mars-no-host": Preset(
+        _residency_no_host, _least_left, _worth_no_host, _shortest, "mars, blind to host memory"
     ),
 }
 
