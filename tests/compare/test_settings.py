@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tests.compare.grids import TEXT, mini
 
-from mars.compare.cells import runs
+from mars.compare.cells import check, runs
 from mars.compare.settings import Band, load_grid, load_workload
 from mars.core.errors import InputError
 from mars.policy.presets import PRESETS
@@ -76,6 +76,21 @@ def test_the_paper_s_grid_is_whole() -> None:
     # the product; four cores and four corners for two workloads on two machines; two host
     # memories for two workloads at two loads
     assert len(chunks) == 5 * (4 * 7 * 6 + 2 * 2 * 6 + 4 * 2 * 2 * 2 + 2 * 2 * 2)
+
+
+def test_the_grid_of_host_memory_has_each_cell_without_it() -> None:
+    host, paper = load_grid(CONFIGS / "host.toml"), load_grid(CONFIGS / "paper.toml")
+    assert 0.0 in host.host_gib
+    assert all(paper.workloads[name] == each for name, each in host.workloads.items())
+    assert not set(host.seeds) & set(paper.seeds)
+    assert check(runs(host)) == []
+
+
+def test_host_memory_is_refused_where_it_is_not_simulated(tmp_path: Path) -> None:
+    text = TEXT.replace("h100-nvl/qwen3-coder-30b", "h100-nvl/gpt-oss-120b")
+    grid = mini(tmp_path, f"host_gib = [0, 64]\n{text}")
+    with pytest.raises(InputError, match="leave `host_gib`"):
+        check(runs(grid))
 
 
 def test_the_quick_grid_is_a_sample_of_the_paper_s() -> None:

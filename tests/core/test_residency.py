@@ -129,7 +129,7 @@ def test_the_smallest_enter_first_as_far_as_there_is_room() -> None:
 
 
 def test_what_host_memory_can_hold_of_those_in_a_gap_counts_nothing() -> None:
-    gate = Gate(host_tokens=500, idle_share=0.5)
+    gate = Gate(host_tokens=1000, host_share=0.5, idle_share=0.5)
     gate.arrive(a=300, b=400)
     assert gate.ask() == ["a", "b"]
     gate.begin("a")

@@ -67,7 +67,7 @@ def summed(books: Residency) -> float:
         else:
             idle += stay.needs_tokens
     share = books._set.idle_share if books._holds else 1.0
-    return resident + share * max(0.0, idle - books._host_tokens)
+    return resident + share * max(0.0, idle - books._set.host_share * books._host_tokens)
 
 
 class Facts(Shell):

@@ -21,7 +21,7 @@ from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.mars_paper import ContinuationsFirst, SkiRental
 from mars.policy.mars_preview import PreviewLevels
 from mars.policy.mars_preview_window import PreviewWindow
-from mars.policy.no_host import HostlessResidency, HostlessWorth
+from mars.policy.no_host import ComputedAgain
 from mars.policy.presets import (
     PRESETS,
     Scheduling,
@@ -53,7 +53,7 @@ ROWS = {
     "mars-no-order": (Residency, Fcfs, WorthKeeping, ShortestFirst),
     "mars-no-hold": (Residency, LeastLeftFirst, KeepNothing, ShortestFirst),
     "mars-no-tool-order": (Residency, LeastLeftFirst, WorthKeeping, Fifo),
-    "mars-no-host": (HostlessResidency, LeastLeftFirst, HostlessWorth, ShortestFirst),
+    "mars-no-host": (Residency, LeastLeftFirst, ComputedAgain, ShortestFirst),
 }
 
 IDLE = IdleView(

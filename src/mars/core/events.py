@@ -197,7 +197,7 @@ class EngineSampled(Fact, frozen=True, kw_only=True):
     running_calls: int
     waiting_calls: int
     host_total_blocks: int = 0
-    """Host memory behind the KV; 0: none, or the plugin, which does not ask vLLM's connector."""
+    """Of host memory behind the KV; 0: there is none, or none that the plugin knows."""
 
 
 class ToolsSampled(Fact, frozen=True, kw_only=True):

@@ -11,8 +11,8 @@ A newcomer's context is its prompt, in tokens as learned from earlier first call
 engine finds cached of a first prompt on average (a system prompt that all share is there once).
 The sum may be `overcommit` times the capacity: not all are on the GPU at once.
 
-What host memory can hold of the contexts of those in a gap counts nothing: it comes back by a load,
-which takes a hundredth of the time that computing takes.
+Where the engine has host memory behind its KV, contexts of those in a gap count nothing up to
+`host_share` of it: they come back by a load, in a hundredth of the time that computing takes.
 
 Where nothing is ever held (a model with Mamba layers, a policy without retention) the KV of
 those in a gap lives in the engine's LRU queue, and whoever runs evicts it. There every context
@@ -56,6 +56,9 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
     sessions took up to 30 % longer (docs/adr/0009)."""
+    host_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.2
+    """All of it was too much: host memory also keeps what running and ended sessions had, and what
+    it evicts is computed again (docs/adr/0012)."""
     unheld_fill: Annotated[float, Meta(gt=0.0)] = 0.9
     """The same as `overcommit`, of an engine that has not held anything yet."""
     patience: Annotated[float, Meta(ge=0.0)] = 2.0
@@ -185,7 +188,8 @@ class Residency:
     @property
     def _occupied_tokens(self) -> float:
         share = self._set.idle_share if self._holds else 1.0
-        return self._resident_tokens + share * max(0.0, self._idle_tokens - self._host_tokens)
+        room_tokens = self._set.host_share * self._host_tokens
+        return self._resident_tokens + share * max(0.0, self._idle_tokens - room_tokens)
 
     def _end(self, event: ev.SessionEnded) -> None:
         stay = self._stays.pop(event.session_id, None)

@@ -22,7 +22,7 @@ from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
 from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
-from mars.policy.no_host import HostlessResidency, HostlessWorth
+from mars.policy.no_host import ComputedAgain
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
 from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
@@ -71,16 +71,13 @@ def _open(_: Scheduling) -> Admission:
     return Open()
 
 
-def _shares(s: Scheduling) -> TenantShares | None:
-    return TenantShares(s.tenants) if s.tenants.weights else None
-
-
 def _residency(s: Scheduling) -> Admission:
-    return Residency(s.residency, _shares(s))
+    return Residency(s.residency, TenantShares(s.tenants) if s.tenants.weights else None)
 
 
 def _residency_no_host(s: Scheduling) -> Admission:
-    return HostlessResidency(s.residency, _shares(s))
+    blind = msgspec.structs.replace(s.residency, host_share=0.0)
+    return _residency(msgspec.structs.replace(s, residency=blind))
 
 
 def _window(s: Scheduling) -> Admission:
@@ -129,7 +126,7 @@ def _worth(s: Scheduling) -> Retention:
 
 
 def _worth_no_host(s: Scheduling) -> Retention:
-    return HostlessWorth(s.worth)
+    return ComputedAgain(s.worth)
 
 
 def _ski_rental(s: Scheduling) -> Retention:

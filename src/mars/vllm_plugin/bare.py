@@ -9,7 +9,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    KVTransferConfig,
+    ModelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -20,7 +28,8 @@ from vllm.v1.kv_cache_interface import (
     KVCacheGroupSpec,
     SlidingWindowSpec,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -41,8 +50,10 @@ class BareEngine:
         context_tokens: int = 16384,
         async_scheduling: bool = False,
         window_tokens: int = 0,
+        host_blocks: int = 0,
         mars: dict[str, Any] | None = None,
     ) -> None:
+        """`host_blocks`: of host memory behind the KV, under vLLM's own OffloadingConnector."""
         config = VllmConfig(
             scheduler_config=SchedulerConfig(
                 max_num_seqs=most_calls,
@@ -55,11 +66,13 @@ class BareEngine:
             model_config=ModelConfig(model=model, dtype="float32", seed=42),
             cache_config=CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
             device_config=DeviceConfig("cpu"),
+            kv_transfer_config=_offloading(host_blocks) if host_blocks else None,
             additional_config={} if mars is None else {"mars": mars},
         )
         # the CPU platform switches async scheduling off; the scheduler itself does not mind
         config.scheduler_config.async_scheduling = async_scheduling
         config.cache_config.num_gpu_blocks = blocks
+        self._transfers = Transfers()
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
         self.scheduler = scheduler(
@@ -107,8 +120,40 @@ class BareEngine:
         scheduler = self.scheduler
         output = scheduler.schedule()
         requests = {r: scheduler.requests[r] for r in output.num_scheduled_tokens}
-        scheduler.update_from_output(output, answer(requests))
+        made = answer(requests)
+        made.kv_connector_output = self._transfers.step(output.kv_connector_metadata)
+        scheduler.update_from_output(output, made)
         return output, [q for r, q in requests.items() if r not in scheduler.requests]
+
+
+class Transfers:
+    """What vLLM's workers report of loads and stores: each is over with the next step."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, str] = {}
+        """Calls, by job; of stores empty."""
+
+    def step(self, ordered: Any) -> Any:
+        if ordered is None:
+            return None
+        done = self._under_way
+        self._under_way = {job: load.req_id for job, load in ordered.load_jobs.items()}
+        self._under_way |= dict.fromkeys(ordered.store_jobs, "")
+        return KVConnectorOutput(
+            finished_recving={call for call in done.values() if call},
+            kv_connector_worker_meta=OffloadingWorkerMetadata(dict.fromkeys(done, 1)),
+        )
+
+
+def _offloading(blocks: int) -> KVTransferConfig:
+    """A block takes a page of the machine at least, and those here are small."""
+    return KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        kv_connector_extra_config={
+            "cpu_bytes_to_use": blocks * CPUOffloadingSpec.BLOCK_SIZE_ALIGNMENT
+        },
+    )
 
 
 def _groups(window_tokens: int) -> list[KVCacheGroupSpec]:

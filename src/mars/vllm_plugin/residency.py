@@ -18,13 +18,21 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from mars.vllm_plugin.kept import KeptBlocks
+from mars.vllm_plugin.offload import NO_HOST, HostMemory
 
 _WHOLE = (FullAttentionSpec, MLAAttentionSpec, UniformTypeKVCacheSpecs)
 
 
 class Residency:
-    def __init__(self, kv_cache_manager: Any, groups: Sequence[Any], block_tokens: int) -> None:
-        """`groups`: vLLM's KVCacheGroupSpec."""
+    def __init__(
+        self,
+        kv_cache_manager: Any,
+        groups: Sequence[Any],
+        block_tokens: int,
+        host: HostMemory = NO_HOST,
+    ) -> None:
+        """`groups`: vLLM's KVCacheGroupSpec; `host`: what is behind the blocks."""
+        self._host = host
         managers = kv_cache_manager.coordinator.single_type_managers
         self._cache, self._block_tokens = kv_cache_manager, block_tokens
         self._pool = kv_cache_manager.block_pool
@@ -81,7 +89,8 @@ class Residency:
             else own[group][:end]
             for group in range(len(own))
         ]
-        return KeptBlocks(self._pool, groups, end * self._block_tokens)
+        tokens = end * self._block_tokens
+        return KeptBlocks(self._pool, groups, tokens, self._host, hashes[:end])
 
     def _found(self, hashes: Sequence[Any]) -> int:
         end = len(hashes)

@@ -32,6 +32,7 @@ from mars.policy.holds import Holds
 from mars.policy.presets import build_policy
 from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
+from mars.vllm_plugin.offload import host_memory
 from mars.vllm_plugin.pins import Pins
 from mars.vllm_plugin.queue import RankedQueue
 from mars.vllm_plugin.residency import Residency
@@ -66,9 +67,11 @@ class MarsMixin(_Base):
         self._wire = Wire(settings)
         self._calls = Calls(self._emit)
         self._pool = self.kv_cache_manager.block_pool
-        self._residency = Residency(
-            self.kv_cache_manager, self.kv_cache_config.kv_cache_groups, self.hash_block_size
+        groups = self.kv_cache_config.kv_cache_groups
+        self._host = host_memory(
+            self.connector, groups, self.hash_block_size, settings.pcie_bytes_s
         )
+        self._residency = Residency(self.kv_cache_manager, groups, self.hash_block_size, self._host)
         self._pins = Pins(self._residency, self._retention)
         self._holds = Holds(
             capacity_tokens=self._pool.num_gpu_blocks * self.block_size,
@@ -200,7 +203,8 @@ class MarsMixin(_Base):
                 kv_total_blocks=self._pool.num_gpu_blocks - 1,
                 block_tokens=self.block_size,
                 running_calls=len(self.running),
-                waiting_calls=len(self.waiting),
+                waiting_calls=len(self.waiting) + len(self.kv_holding_waiting),
+                host_total_blocks=self._host.blocks,
             )
         )
 

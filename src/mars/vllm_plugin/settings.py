@@ -16,6 +16,9 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     subscribe: tuple[str, ...] = ()
     """Endpoints of the gateway and the tool runtime."""
     sample_s: Annotated[float, Meta(gt=0.0)] = 0.2
+    pcie_bytes_s: Annotated[float, Meta(gt=0.0)] = 50e9
+    """One way from host memory to a GPU, where vLLM offloads: PCIe 5.0 x16 has 64e9, about four
+    fifths arrive."""
     rank_s: Annotated[float, Meta(ge=0.0)] = 0.05
     """A live order of the waiting is refreshed this often at most. Ranking every waiting
     call in every step would cost more than the step itself."""
