@@ -8,6 +8,7 @@ the reasons that they give for what they did with memory.
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import msgspec
@@ -25,9 +26,12 @@ from mars.sim.kv import Chain, Prefix
 from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, answer, random_prompt
 from mars.vllm_plugin.scheduler import MarsScheduler
 
+from .link import Link
+
 STEP_TOKENS = 2048
 MOST_CALLS = 8
 MOST_STEPS = 20_000
+HOST_BLOCK_S = 0.0003  # a context of 1,600 tokens: three steps
 SHARED_TOKENS = 1000  # 62 whole blocks and a piece
 
 
@@ -124,7 +128,12 @@ class Real:
             context_tokens=100_000,
             async_scheduling=bool(engine.lag),
             window_tokens=engine.window_tokens,
-            mars={"scheduling": msgspec.to_builtins(scheduling), "rank_s": 0.0},
+            host_blocks=engine.host_blocks,
+            mars={
+                "scheduling": msgspec.to_builtins(scheduling),
+                "rank_s": 0.0,
+                "pcie_bytes_s": 2 * 4 * BLOCK_TOKENS / HOST_BLOCK_S,  # K and V, one head of size 1
+            },
         )
         self.scheduler: Any = self.engine.scheduler
         self.scheduler._clock = lambda: clock.now_s
@@ -133,6 +142,8 @@ class Real:
         self.scheduler._wire.inbox = self._drain
         self.reasons = Reasons()
         self.scheduler._wire.emit = self.reasons.hear
+        self.clock = clock
+        self.link = Link(engine.host_block_s) if engine.host_blocks else None
 
     def _drain(self) -> list[ev.Event]:
         heard, self.inbox = self.inbox, []
@@ -141,10 +152,14 @@ class Real:
     def schedule(self) -> tuple[Any, Any]:
         """A step of vLLM, and what a model runner will answer to it."""
         output = self.scheduler.schedule()
+        if self.link is not None:
+            self.link.order(output.kv_connector_metadata, self.clock.now_s)
         return output, answer({r: self.scheduler.requests[r] for r in output.num_scheduled_tokens})
 
     def update(self, output: Any, answers: Any) -> set[str]:
         alive = set(output.num_scheduled_tokens) & set(self.scheduler.requests)
+        if self.link is not None:
+            answers.kv_connector_output = self.link.over(self.clock.now_s)
         self.scheduler.update_from_output(output, answers)
         return alive - set(self.scheduler.requests)
 
@@ -163,6 +178,8 @@ class Simulated:
             step_tokens=STEP_TOKENS,
             most_calls=MOST_CALLS,
             lag=engine.lag,
+            host_blocks=engine.host_blocks,
+            host_block_s=engine.host_block_s,
             keep_tokens=True,
             emit=self._hear,
         )
@@ -198,6 +215,7 @@ class Twin:
         shared: bool,
         lag: int,
         window_tokens: int = 0,
+        host_blocks: int = 0,
     ) -> None:
         self.clock = Clock()
         self.lag = lag
@@ -207,6 +225,8 @@ class Twin:
             step_tokens=STEP_TOKENS,
             lag=lag,
             window_tokens=window_tokens,
+            host_blocks=host_blocks,
+            host_block_s=HOST_BLOCK_S,
         )
         self.real = Real(model, scheduling, engine, self.clock)
         self.sim = Simulated(scheduling, engine)
@@ -233,10 +253,10 @@ class Twin:
     def play(self) -> None:
         """Raises AssertionError at the first step in which they differ."""
         in_flight: deque[tuple[Any, Any, Batch, float]] = deque()
-        while self.due or self.open or in_flight:
+        while self.due or self.open or in_flight or not self.sim.batcher.is_idle:
             now_s = self.clock.now_s
             self._come(now_s)
-            if not self.open and not in_flight:
+            if not self.open and not in_flight and self.sim.batcher.is_idle:
                 self.clock.now_s = min(self.due.values(), default=now_s)
                 continue
             self._leave(now_s)
@@ -246,6 +266,9 @@ class Twin:
                 in_flight.append((output, answers, batch, now_s))
             if in_flight and (len(in_flight) > self.lag or not output.num_scheduled_tokens):
                 self._update(*in_flight.popleft())
+            elif not in_flight and (load_s := self.sim.batcher.next_load_s(now_s)) < inf:
+                self.clock.now_s = load_s
+                self.real.update(output, answers)  # a step of vLLM without a token
             self.steps += 1
             assert self.steps < MOST_STEPS, "livelock"
         assert self.sim.batcher.is_idle

@@ -48,6 +48,33 @@ def test_simulator_and_vllm_agree_in_every_step(
     assert preemptions, "some of these memories are meant to be too small"
 
 
+HOST_BLOCKS = 100_000
+"""What was stored stays: what is evicted there, and when, is simplified (mars.sim.host)."""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("policy", PRESETS)
+def test_they_agree_with_host_memory_too(
+    model: str, policy: str, request: pytest.FixtureRequest
+) -> None:
+    """Without a lag: with one vLLM defers what a preemption frees while a connector is there."""
+    loaded_blocks = 0
+    for seed in range(3 * request.config.getoption("--workloads", 1)):
+        twin = Twin(
+            model,
+            Scheduling(policy=policy),
+            seed,
+            blocks=(420, 700)[seed % 2],
+            shared=False,
+            lag=0,
+            host_blocks=HOST_BLOCKS,
+        )
+        twin.play()
+        assert twin.real.link is not None
+        loaded_blocks += twin.real.link.loaded_blocks
+    assert loaded_blocks, "some of these memories are meant to be too small"
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 def test_they_agree_with_tenants_too(model: str, lag: int) -> None:
     """Groups of a shared prompt are tenants, whose classes change all the time."""

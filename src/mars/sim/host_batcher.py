@@ -1,8 +1,8 @@
 """The batcher for an engine with host memory behind its KV (mars.sim.host), as vLLM 0.32 loads:
 
     a waiting call that would be admitted, and of which the host has more than the prefix cache,
-    takes its blocks, if it fits beside what prompts under way will still need; it waits beside the
-    line until they have come, and then enters before all others
+    takes those blocks, if it fits, and they do beside what prompts under way will still need; it
+    waits beside the line until they have come, and then enters before all others
 
 The link carries one load after the other at its bandwidth. What is simpler than in vLLM: what is
 being loaded can be evicted from the host meanwhile, and two sessions that load the same shared
@@ -72,6 +72,10 @@ class HostBatcher(Batcher):
         self._arrive(now_s)
         return super().schedule(now_s)
 
+    def update(self, batch: Batch, now_s: float) -> None:
+        self._arrive(now_s)
+        super().update(batch, now_s)
+
     def _arrive(self, now_s: float) -> None:
         """Whose load is over may enter."""
         while self._loads and self._loads[0].end_s <= now_s:
@@ -124,15 +128,18 @@ class HostBatcher(Batcher):
         self._accounts.returned(call, now_s)
 
     def _fits(self, call: Call, hit: int, tokens: int) -> bool:
-        """`tokens` 0: it would own memory without running, so it must fit beside what others need,
-        or nobody might ever go on.
+        """`tokens` 0: it would own memory without running, so what is at hand of it must fit beside
+        what others need, or nobody might ever go on.
         """
+        pool = self.pool
         if call.is_loaded:
-            return self._rest_need(call) <= self.pool.free
-        promised = 0 if tokens else self._promised
-        return self.pool.takes(call.chain, hit, self.pool.count(call.tokens)) <= (
-            self.pool.free - promised
-        )
+            return self._rest_need(call) <= pool.free
+        if pool.takes(call.chain, hit, pool.count(call.tokens)) > pool.free:
+            return False
+        if tokens:
+            return True
+        _, at_hand = self._at_hand(call)
+        return pool.takes(call.chain, hit, at_hand) <= pool.free - self._promised
 
     @property
     def _promised(self) -> int:
