@@ -9,6 +9,7 @@ import pytest
 from tests.clients.conftest import PYTHON
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+ROUNDS = ("fcfs", "fcfs+own", "mars", "mars+own")
 
 
 def mars(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -22,22 +23,25 @@ def test_agents_leave_the_same_repositories_under_every_policy(tmp_path: Path) -
     run = tmp_path / "run"
     ran = mars(
         "bench-agents", "--client", "miniswe", "--policies", "fcfs,mars", "--agents", "2",
-        "--repeat", "1", "--kv-blocks", "900", "--python", str(PYTHON), "--out", str(run),
+        "--tools", "leased,own", "--repeat", "1", "--kv-blocks", "900",
+        "--python", str(PYTHON), "--out", str(run),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = [json.loads(line) for line in (run / "run.jsonl").read_text().splitlines()[1:]]
     left = [
         {e["recorded_id"]: e["answers_sha256"] for e in lines if e.get("policy") == policy
          and e["event"] == "SessionAnswered"}
-        for policy in ("fcfs", "mars")
+        for policy in ROUNDS
     ]  # fmt: skip
-    assert left[0] == left[1]
+    assert all(trees == left[0] for trees in left)
     assert len(set(left[0].values())) == 2
     figures = json.loads(mars("report", str(run), "--json").stdout)
-    for policy in ("fcfs", "mars"):
+    assert set(figures["policies"]) == set(ROUNDS)
+    for policy in ROUNDS:
         of = figures["policies"][policy]
         assert of["sessions"] == 2
-        assert of["tool_calls"] == of["calls"], "every answer is a command"
+        seen = 0 if policy.endswith("+own") else of["calls"]
+        assert of["tool_calls"] == seen, "every answer is a command"
         assert of["calls_aborted"] == 0
 
 
@@ -47,6 +51,7 @@ def test_agents_leave_the_same_repositories_under_every_policy(tmp_path: Path) -
         (["--client", "codex"], "--client codex: one of openhands, miniswe"),
         (["--python", "nowhere"], "no agents' environment"),
         (["--policies", "best"], "unknown policy 'best'"),
+        (["--tools", "mine"], "--tools mine: leased, own, or leased,own"),
         (["--model", "m", "--kv-blocks", "9", "--python", sys.executable], "--kv-blocks is the"),
     ],
 )

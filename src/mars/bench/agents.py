@@ -4,6 +4,9 @@ Each round starts the agents' own process in the agents' own environment, gives 
 repository at the same place, and checks what they leave: tests pass, all is committed, and git's
 tree is the same in every round. What the model answers is forced (`forcing`), what commands do and
 how long they take is not.
+
+Side by side: agents whose commands are `leased` from the tool server, which reports them to the
+scheduler, and agents that run their `own` commands, of which nobody hears.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -34,6 +37,9 @@ from mars.workload.trace import Turn
 
 _ROUND_S: Final = 3600.0
 _WARM_UP: Final = Turn(new_tokens=200, output_tokens=20)
+
+
+Runner = Literal["leased", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,10 @@ class AgentsOptions(Plan):
     """Of the agents' environment."""
     tasks: Sequence[Task]
     agents: int
-    leases: bool
-    """Agents' commands under leases; else the agents run them by themselves."""
+    runners: Sequence[Runner]
+    """Who runs agents' commands; several: each policy has a round with each, on the same stack."""
     cores: frozenset[int]
-    """Where agents, and commands without leases, may run."""
+    """Where agents, and the commands that they run themselves, may run."""
 
 
 async def bench_agents(options: AgentsOptions, watcher: Watcher) -> None:
@@ -85,7 +91,9 @@ async def bench_agents(options: AgentsOptions, watcher: Watcher) -> None:
     log = LogWriter(options.folder / "run.jsonl", _head(options))
 
     async def play(stack: Stack, policy: str, repeat: int) -> None:
-        await _Round(options, policy, repeat, log, watcher).play(stack, recordings)
+        order = options.runners if repeat % 2 == 0 else options.runners[::-1]
+        for runner in order:
+            await _Round(options, policy, runner, repeat, log, watcher).play(stack, recordings)
 
     try:
         await interleaved(options, watcher, play)
@@ -97,17 +105,25 @@ async def bench_agents(options: AgentsOptions, watcher: Watcher) -> None:
 class _Round:
     options: AgentsOptions
     policy: str
+    runner: Runner
     repeat: int
     log: LogWriter
     watcher: Watcher
 
+    @property
+    def name(self) -> str:
+        """What figures are printed under."""
+        return self.policy if self.runner == "leased" else f"{self.policy}+own"
+
     async def play(self, stack: Stack, recordings: dict[str, Recording]) -> None:
         tasks = self.options.tasks
-        who: dict[str, Any] = {"policy": self.policy, "repeat": self.repeat}
+        who: dict[str, Any] = {"policy": self.name, "repeat": self.repeat}
         await asyncio.to_thread(self._make)
         await start_alike(stack, self.options.model, _WARM_UP, self.repeat)
-        self.watcher.round_started(self.policy, self.repeat, len(tasks))
-        self.log.write(record.RoundStarted(at_s=time.monotonic(), sessions=len(tasks), **who))
+        self.watcher.round_started(self.name, self.repeat, len(tasks))
+        self.log.write(
+            record.RoundStarted(at_s=time.monotonic(), sessions=len(tasks), log=self.policy, **who)
+        )
         forcing = Forcing(recordings)
         async with forcing.before(stack.gateway_url) as url, asyncio.timeout(_ROUND_S):
             await while_alive(stack, self._run(stack, f"{url}/v1"))
@@ -138,7 +154,7 @@ class _Round:
         return (self.options.folder / "work" / task.name).resolve()
 
     def _session(self, task: Task) -> uuid.UUID:
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"{self.policy}/{self.repeat}/{task.name}")
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{self.repeat}/{task.name}")
 
     async def _run(self, stack: Stack, base_url: str) -> None:
         """The agents' process from its start to its end, with a bar that moves."""
@@ -152,12 +168,12 @@ class _Round:
             for task in self.options.tasks
         ]
         file.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        complaints = self.options.folder / f"agents-{self.policy}-{self.repeat}.log"
+        complaints = self.options.folder / f"agents-{self.policy}-{self.runner}-{self.repeat}.log"
         async with _process(self._argv(stack, base_url, file), complaints, self.options) as agents:
             assert agents.stdout is not None  # noqa: S101
             async for line in agents.stdout:
                 done = msgspec.json.decode(line, type=Done)
-                self.watcher.session_done(self.policy, done.took_s)
+                self.watcher.session_done(self.name, done.took_s)
             if code := await agents.wait():
                 raise ResultError(
                     f"the agents ended with exit code {code}; their log is {complaints}\n"
@@ -169,7 +185,8 @@ class _Round:
         return [
             str(options.python), "-m", "mars", options.client.command, str(tasks),
             "--base-url", base_url, "--model", options.model, "--agents", str(options.agents),
-            "--state", str(stack.tools_state), "--leases" if options.leases else "--no-leases",
+            "--state", str(stack.tools_state),
+            "--leases" if self.runner == "leased" else "--no-leases",
         ]  # fmt: skip
 
 
@@ -196,7 +213,7 @@ async def _process(
 def _head(options: AgentsOptions) -> dict[str, Any]:
     return {
         "client": options.client.command,
-        "leases": options.leases,
+        "runners": list(options.runners),
         "sessions": len(options.tasks),
         "turns": sum(len(task.steps) + 1 for task in options.tasks),
         "load": f"closed loop, {options.agents} agents",

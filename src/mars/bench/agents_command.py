@@ -4,7 +4,9 @@ import asyncio
 import os
 from pathlib import Path
 
-from mars.bench.agents import CLIENTS, AgentsOptions, bench_agents
+import msgspec
+
+from mars.bench.agents import CLIENTS, AgentsOptions, Runner, bench_agents
 from mars.bench.command import Bars, read_policies
 from mars.bench.report import report
 from mars.bench.repositories import make_tasks
@@ -13,8 +15,8 @@ from mars.config import load_settings
 from mars.core.errors import InputError
 
 _PYTHON = Path(".venv-agents") / "bin" / "python"
-_KV_BLOCKS = 1600
-"""44,800 tokens: the instructions that all share, and the work of about six of the agents."""
+_KV_BLOCKS = 3000
+"""96,000 tokens: what conversations of OpenHands share, and about seven of them at their end."""
 
 
 def bench_agents_command(
@@ -25,7 +27,7 @@ def bench_agents_command(
     tasks: int | None,
     repeat: int,
     seed: int,
-    leases: bool,
+    tools: str,
     python: Path | None,
     folder: Path,
     model: str | None,
@@ -57,7 +59,7 @@ def bench_agents_command(
         python=python.absolute(),
         tasks=make_tasks(tasks or agents, seed),
         agents=agents,
-        leases=leases,
+        runners=_read_runners(tools),
         cores=frozenset(cores),
         policies=names,
         repeat=repeat,
@@ -71,3 +73,10 @@ def bench_agents_command(
     with Bars() as bars:
         asyncio.run(bench_agents(options, bars))
     report(folder, as_json=False, page=None)
+
+
+def _read_runners(tools: str) -> tuple[Runner, ...]:
+    try:
+        return tuple(dict.fromkeys(msgspec.convert(tools.split(","), tuple[Runner, ...])))
+    except msgspec.ValidationError:
+        raise InputError(f"--tools {tools}: leased, own, or leased,own") from None

@@ -136,9 +136,10 @@ def _read_rounds(folder: Path, policy: str, windows: Sequence[_Window]) -> list[
     logs: dict[Path, list[ev.Event]] = {}
     rounds = []
     for started, ended in windows:
-        path = folder / f"{policy}-{started.repeat}.jsonl"  # an engine for each round
+        whose = started.log or policy
+        path = folder / f"{whose}-{started.repeat}.jsonl"  # an engine for each round
         if not path.is_file():
-            path = folder / f"{policy}.jsonl"
+            path = folder / f"{whose}.jsonl"
         if path not in logs:  # several processes stamp, so some lines are late
             logs[path] = sorted(read_log(path)[1], key=lambda event: event.at_s)
         rounds.append(

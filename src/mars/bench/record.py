@@ -23,6 +23,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
 
 class RoundStarted(_Record, frozen=True, kw_only=True):
     sessions: int
+    log: str = ""
+    """Of a policy that is one arm of several on one stack: whose event log has its rounds."""
 
 
 class SessionAnswered(_Record, frozen=True, kw_only=True):

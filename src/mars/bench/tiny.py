@@ -28,8 +28,9 @@ families write them, and the model made to write them."""
 
 
 def tiny_engine_for_agents(kv_blocks: int) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """As `tiny_engine`, for agents that chat: the instructions of OpenHands and its tools' alone
-    are 12,300 of this model's tokens, shared by all conversations. One layer makes up for that.
+    """As `tiny_engine`, for agents that chat: what OpenHands says of itself and its tools alone is
+    12,300 of this model's tokens, of which conversations in different folders share 8,200 (the
+    folder is in the tools' descriptions). One layer makes up for that.
     """
     _, arguments, environment = tiny_engine()
     most_tokens = (kv_blocks - 1) * BLOCK_TOKENS  # vLLM keeps a block for itself

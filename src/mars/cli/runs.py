@@ -40,7 +40,7 @@ def replay(**options: Any) -> None:
 @click.option("--tasks", type=click.IntRange(min=1), help="Default: one an agent.")
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=1, show_default=True, help="Of the repositories and trajectories.")
-@click.option("--leases/--no-leases", default=True, show_default=True, help="Of agents' commands.")
+@click.option("--tools", default="leased", show_default=True, help="Or own, or leased,own.")
 @click.option("--python", type=click.Path(path_type=Path), help="The agents' environment's.")
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="Default: runs/<time>.")
 @click.option("--model", help="Default: a tiny model with random weights, made on the spot.")
@@ -51,9 +51,9 @@ def replay(**options: Any) -> None:
 def bench_agents(**options: Any) -> None:
     """Real agents mend small repositories under several policies, then report.
 
-    Their answers are recorded, and forced token by token on a real vLLM; commands are real. Needs
-    an environment with the agents in it (make .venv-agents/.ready). What follows -- goes to vLLM;
-    with --model, say there how it calls tools (--tool-call-parser, --chat-template).
+    Their answers are recorded, and forced token by token on a real vLLM; commands are real: leased
+    from the tool server, the agents' own, or both side by side (POLICY+own in the report). Needs an
+    environment with the agents in it (make .venv-agents/.ready). What follows -- goes to vLLM.
     """
     from mars.bench.agents_command import bench_agents_command
 
