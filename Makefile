@@ -48,6 +48,7 @@ $(READY): pyproject.toml
 $(AGENTS)/.ready: pyproject.toml
 	test -n "$(AGENTS_PYTHON)" || { echo "OpenHands needs Python 3.12; run: make AGENTS_PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(AGENTS_PYTHON) -m venv $(AGENTS)
+	$(AGENTS)/bin/pip install --quiet --upgrade pip  # an old one tries versions for many minutes
 	$(AGENTS)/bin/pip install --quiet -e '.[openhands,miniswe]'
 	touch $@
 
