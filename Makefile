@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 RUNS   := runs
 
 # OpenHands' SDK wants Python 3.12, vLLM's CPU build 3.11: agents have an environment of their own, as their users' have.
-AGENTS_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
+PYENV         := $(firstword $(shell pyenv root 2>/dev/null) $(HOME)/.pyenv)
+AGENTS_PYTHON ?= $(firstword $(wildcard $(PYENV)/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
 AGENTS        := .venv-agents
 
 .PHONY: demo test twin check bench clean
