@@ -127,7 +127,7 @@ async def test_a_killed_runner_costs_no_other_command(tmp_path: Path) -> None:
     async with serving(cores=(0, 1), share=2) as rig:
         wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
         healthy = asyncio.create_task(rig.sh(wait, cores=2))
-        await until(lambda: len(psutil.Process().children(recursive=True)) >= 2)
+        await until(lambda: len(children()) >= 2)
         (kept,) = children(recursive=False)
         doomed = asyncio.create_task(rig.sh("setsid sleep 1000", cores=2))
         await rig.started(2)
