@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
 from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
 
@@ -25,7 +24,7 @@ TOP = [sys.executable, "-m", "mars", "top"]
 async def one_in_one_waiting() -> AsyncIterator[Rig]:
     engine = Engine(script=on_cue)
     async with (
-        serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url,
+        serving(Router(routes=[Route("/{rest:path}", engine)])) as url,
         gateway(url, scheduling=ONE_AT_A_TIME) as rig,
     ):
         first = rig.post("[bold]inside")
@@ -70,7 +69,7 @@ async def test_where_no_gateway_is_it_says_so_and_what_to_do() -> None:
 
 async def test_what_is_no_gateway_is_told_apart() -> None:
     engine = Engine()
-    async with serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url:
+    async with serving(Router(routes=[Route("/{rest:path}", engine)])) as url:
         code, _, said = await run(url, "--once")
     assert code == 2
     assert "no gateway of mars answers" in said
@@ -81,7 +80,7 @@ async def test_a_gateway_with_keys_wants_an_admin_s(tmp_path: Path) -> None:
     mine.write_text(make_key(keys, name="me", tenant="", admin=True) + "\n")
     engine = Engine()
     async with (
-        serving(Starlette(routes=[Route("/{rest:path}", engine)])) as url,
+        serving(Router(routes=[Route("/{rest:path}", engine)])) as url,
         gateway(url, ring=KeyRing(keys)) as rig,
     ):
         code, _, said = await run(rig.url, "--once")

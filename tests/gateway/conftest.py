@@ -17,8 +17,7 @@ import pytest
 import uvloop
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
-from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from tests.gateway.scripted import Engine, serving, until
 
 from mars.core import events as ev
@@ -47,7 +46,7 @@ def event_loop_policy() -> uvloop.EventLoopPolicy:
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
     scripted = Engine()
-    async with serving(Starlette(routes=[Route("/{rest:path}", scripted)])) as url:
+    async with serving(Router(routes=[Route("/{rest:path}", scripted)])) as url:
         scripted.url = url
         yield scripted
         for exchange in scripted.seen:
@@ -175,7 +174,8 @@ async def gateway(
     settings = settings or GatewaySettings()
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
-    async with serving(build_app(desk, engine_url, settings, ring)) as url:
+    app, _ = build_app(desk, engine_url, settings, ring)
+    async with serving(app) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)

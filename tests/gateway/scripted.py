@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import msgspec
-from starlette.applications import Starlette
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -138,7 +138,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def serving(app: Starlette) -> AsyncIterator[str]:
+async def serving(app: Router) -> AsyncIterator[str]:
     """The protocol of uvicorn and settings without its main loop, which takes 0.2 s to end."""
     config, state = server_config(app), ServerState()
     config.load()
@@ -148,7 +148,7 @@ async def serving(app: Starlette) -> AsyncIterator[str]:
             config=config, server_state=state, app_state={}
         )
 
-    async with app.router.lifespan_context(app):
+    async with app.lifespan_context(app):
         server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from tests.gateway.conftest import gateway
 from tests.gateway.scripted import JSON, Engine, Exchange, serving, until
 
@@ -99,7 +98,7 @@ def check(request: Asked, status: int, body: bytes) -> None:
 async def play(requests: list[Asked]) -> None:
     engine = Engine(script=echo)
     async with (
-        serving(Starlette(routes=[Route("/{rest:path}", engine, methods=None)])) as engine_url,
+        serving(Router(routes=[Route("/{rest:path}", engine, methods=None)])) as engine_url,
         gateway(engine_url) as rig,
     ):
         answers = await asyncio.gather(*(answered(rig.url, it) for it in requests))

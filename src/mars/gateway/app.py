@@ -19,11 +19,10 @@ from typing import Final
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from mars.core.events import Outage
 from mars.core.ids import SessionId
@@ -73,16 +72,17 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_app(
     desk: Desk, upstream_url: str, settings: GatewaySettings, ring: KeyRing | None = None
-) -> Starlette:
-    """The connections to the engine live as long as the app's lifespan.
+) -> tuple[Router, Upstream]:
+    """The routes, and the connections to the engine, which live as long as their lifespan.
 
-    `ring`: who may come in; None: everybody. `app.state.upstream` is the Upstream. Raises
-    InputError for an address that cannot be one, and for an engine's key that cannot be read.
+    `ring`: who may come in; None: everybody. A Router, not a Starlette: the two layers that this
+    adds look at every chunk of every answer. Raises InputError for an address that cannot be one,
+    and for an engine's key that cannot be read.
     """
     upstream = Upstream(upstream_url, settings)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         async with upstream:
             yield
 
@@ -93,7 +93,7 @@ def build_app(
     gated = GatedCall(desk, Recall(infers=settings.infer_sessions), upstream, settings)
     session = "/mars/sessions/{session_id:path}"  # an id may have a slash in it
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
-    app = Starlette(
+    router = Router(
         lifespan=lifespan,
         middleware=door,
         routes=[
@@ -107,8 +107,7 @@ def build_app(
             Route(session, views.end, methods=["DELETE"]),
         ],
     )
-    app.state.upstream = upstream
-    return app
+    return router, upstream
 
 
 class _Views:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Self
 
-from starlette.applications import Starlette
+from starlette.routing import Router
 
 from mars.core import events as ev
 from mars.core.errors import InputError
@@ -39,7 +39,7 @@ class Member:
     facts: str
     """Endpoint on which its plugin publishes; empty: it has none, and its /metrics is read."""
     desk: Desk
-    app: Starlette
+    app: Router
     upstream: Upstream
     state: State = "up"
     why: str = ""

@@ -14,11 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from mars.core.errors import InputError
@@ -46,15 +45,15 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     facts: str = ""
 
 
-def build_front(fleet: Fleet, settings: GatewaySettings, door: list[Middleware]) -> Starlette:
+def build_front(fleet: Fleet, settings: GatewaySettings, door: list[Middleware]) -> Router:
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         async with fleet:
             yield
 
     views = _Views(fleet)
     session = "/mars/sessions/{session_id:path}"
-    return Starlette(
+    return Router(
         lifespan=lifespan,
         middleware=door,
         routes=[

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.routing import Router
+from starlette.types import ASGIApp
 
 from mars.core.control import ControlPlane
 from mars.core.errors import InputError, PartDiedError
@@ -27,6 +28,7 @@ from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.upstream import Upstream
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
 from mars.stream.log import LogWriter, set_aside
@@ -69,14 +71,14 @@ async def serve(
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
-        def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Starlette]:
+        def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Router, Upstream]:
             control = ControlPlane(build_admission(scheduling), scheduling.gate)
             desk = Desk(control, settings, record=record.write, publish=publisher)
             desk.read_by(Journal().observe)
-            app = build_app(desk, url, settings, keys)
+            router, connections = build_app(desk, url, settings, keys)
             for place in places:
                 desk.restore(place)
-            return desk, app
+            return desk, router, connections
 
         served = (
             one_engine(upstream[0], subscribe, ring, gate)
@@ -94,7 +96,7 @@ async def serve(
             await _run(served, listener, on_listening)
 
 
-def server_config(app: Starlette) -> uvicorn.Config:
+def server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=BoundedHeads,

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NamedTuple
 
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import Router
 
 from mars.gateway.desk import Desk
 from mars.gateway.door import Door, read_secret
@@ -24,7 +24,7 @@ LOOK_S: Final = 0.5
 class Served(NamedTuple):
     """What is served: one engine's gate, or a fleet's."""
 
-    app: Starlette
+    app: Router
     life: AbstractAsyncContextManager[None]
     """It hears, and time passes for it."""
     close: Callable[[str], None]
@@ -33,13 +33,12 @@ class Served(NamedTuple):
     """Close all connections to engines."""
 
 
-Gate = Callable[[str, KeyRing | None], tuple[Desk, Starlette]]
-"""Makes the gate before an engine, given its URL and who may come in."""
+Gate = Callable[[str, KeyRing | None], tuple[Desk, Router, Upstream]]
+"""Makes the gate before an engine, and the connections to it, given its URL and who may come in."""
 
 
 def one_engine(upstream: str, subscribe: Sequence[str], ring: KeyRing | None, gate: Gate) -> Served:
-    desk, app = gate(upstream, ring)
-    connections: Upstream = app.state.upstream
+    desk, app, connections = gate(upstream, ring)
     return Served(app, _living(desk, subscribe), desk.close, connections.close)
 
 
@@ -53,8 +52,7 @@ def several_engines(
     """Its engines' gates have no door of their own: theirs is the fleet's."""
 
     def member(url: str, facts: str) -> Member:
-        desk, app = gate(url, None)
-        connections: Upstream = app.state.upstream
+        desk, app, connections = gate(url, None)
         return Member(connections.url, facts, desk, app, connections)
 
     @asynccontextmanager
@@ -62,7 +60,7 @@ def several_engines(
         endpoints = [member.facts] if member.facts else []
         async with (
             _living(member.desk, endpoints),
-            member.app.router.lifespan_context(member.app),
+            member.app.lifespan_context(member.app),
         ):
             yield
 
