@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUNS   := runs
 
+# Rooms whose tests start no servers and share nothing with others: they run two at a time.
+PURE := $(addprefix tests/,compare/ core/ policy/ sim/ stream/ twin/ vllm_plugin/ workload/ test_config.py test_invariants.py)
+
 # OpenHands' SDK wants Python 3.12, vLLM's CPU build 3.11: agents have an environment of their own, as their users' have.
 PYENV         := $(firstword $(shell pyenv root 2>/dev/null) $(HOME)/.pyenv)
 AGENTS_PYTHON ?= $(firstword $(wildcard $(PYENV)/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
@@ -22,7 +25,8 @@ test: check $(AGENTS)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile $(PURE)
+	$(BIN)/pytest $(filter-out $(PURE) tests/__pycache__/,$(wildcard tests/*/ tests/test_*.py))
 
 # The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.
 twin: $(READY)

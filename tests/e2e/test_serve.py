@@ -260,10 +260,12 @@ def test_ctrl_c_leaves_no_process(serve: Serve) -> None:
         check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     assert len(workers) > len(pids), "vLLM has workers"
+    processes = [psutil.Process(int(pid)) for pid in workers]
     served.process.send_signal(signal.SIGINT)
     said = served.rest()
     assert served.process.returncode == 0, said
-    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))  # noqa: PTH110
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []
 
 
 def test_an_engine_that_cannot_start_says_why(serve: Serve) -> None:
