@@ -71,15 +71,9 @@ def lives(of: Round) -> list[Life]:
     found: list[Life] = []
     latest: dict[SessionId, Life] = {}
     for event in of.events:
+        if isinstance(event, ev.OfNoSession):
+            continue
         match event:
-            case (
-                ev.EngineSampled()
-                | ev.ToolsSampled()
-                | ev.SessionRefused()
-                | ev.GateShut()
-                | ev.FailOpenChanged()
-            ):
-                pass
             case ev.SessionArrived():
                 before = latest.get(event.session_id)
                 life = Life(of, 1 if before is None else before.stay + 1, event)

@@ -74,15 +74,9 @@ def fold(events: Iterable[ev.Event]) -> dict[SessionId, list[Span]]:
     """Spans of every session, in order of arrival; a session that never ends lacks its last one."""
     lives: dict[SessionId, _Life] = {}
     for event in events:
+        if isinstance(event, ev.OfNoSession):
+            continue
         match event:
-            case (
-                ev.EngineSampled()
-                | ev.ToolsSampled()
-                | ev.SessionRefused()
-                | ev.GateShut()
-                | ev.FailOpenChanged()
-            ):
-                pass
             case ev.SessionArrived():
                 session = Session(event.session_id, event.at_s, since_s=event.at_s)
                 lives[event.session_id] = _Life(session, since_s=event.at_s)

@@ -48,18 +48,12 @@ def _stays(events: Iterable[ev.Event]) -> tuple[list[_Stay], float]:
     last_s = 0.0
     for event in events:
         last_s = max(last_s, event.at_s)
+        if isinstance(event, ev.OfNoSession):
+            continue
         match event:
             case ev.SessionArrived():
                 newest[event.session_id] = _Stay(event)
                 stays.append(newest[event.session_id])
-            case (
-                ev.EngineSampled()
-                | ev.ToolsSampled()
-                | ev.SessionRefused()
-                | ev.GateShut()
-                | ev.FailOpenChanged()
-            ):
-                pass
             case _ if event.session_id in newest:
                 newest[event.session_id].facts.append(event)
             case _:

@@ -270,7 +270,9 @@ SessionEvent = (
     | ToolEvent
     | SessionEnded
 )
-Event = SessionEvent | SessionRefused | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
+OfNoSession = SessionRefused | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
+"""Of the machine, and of one who never came to be a session."""
+Event = SessionEvent | OfNoSession
 OfGateway = (
     SessionArrived
     | SessionAdmitted

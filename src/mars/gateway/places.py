@@ -118,19 +118,13 @@ def _lives(events: Iterable[ev.Event]) -> Iterator[_Life]:
     """Of the sessions that have not ended."""
     lives: dict[SessionId, _Life] = {}
     for event in events:
+        if isinstance(event, ev.OfNoSession):
+            continue
         match event:
             case ev.SessionArrived():
                 lives[event.session_id] = _Life(event, heard_s=event.at_s)
             case ev.SessionEnded():
                 lives.pop(event.session_id, None)
-            case (
-                ev.EngineSampled()
-                | ev.ToolsSampled()
-                | ev.SessionRefused()
-                | ev.GateShut()
-                | ev.FailOpenChanged()
-            ):
-                pass
             case _ if event.session_id in lives:
                 lives[event.session_id].take(event)
             case _:
