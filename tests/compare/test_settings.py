@@ -99,3 +99,14 @@ def test_the_quick_grid_is_a_sample_of_the_paper_s() -> None:
     assert set(quick.rhos) < set(paper.rhos)
     assert all(paper.workloads[name] == each for name, each in quick.workloads.items())
     assert not set(quick.seeds) & set(paper.seeds), "what is tuned on is not what is shown"
+
+
+def test_the_core_grid_is_the_heart_of_the_paper_s() -> None:
+    core, paper = load_grid(CONFIGS / "core.toml"), load_grid(CONFIGS / "paper.toml")
+    assert set(core.profiles) < set(paper.profiles)
+    assert core.workloads == paper.workloads
+    assert (core.seeds, core.sessions, core.policies) == (
+        paper.seeds, paper.sessions, paper.policies,
+    )  # fmt: skip
+    ours, theirs = ({run.key for chunk in runs(grid) for run in chunk} for grid in (core, paper))
+    assert ours < theirs
