@@ -63,7 +63,7 @@ def scripts(seed: int, *, shared: bool) -> list[Script]:
     rng = random.Random(seed)
     # Every third workload is of long answers, which outgrow the memory: preemptions.
     prompts = (1, 40, 300) if seed % 3 == 0 else (1, 40, 300, 1500, 5000)
-    answers = (200, 600, 1200) if seed % 3 == 0 else (1, 5, 40, 200)
+    answers = (150, 300, 600) if seed % 3 == 0 else (1, 5, 40, 200)
     return [
         Script(
             session_id=SessionId(f"s{number}"),

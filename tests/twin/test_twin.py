@@ -12,7 +12,7 @@ from mars.policy.presets import PRESETS, Scheduling
 
 from .lockstep import Twin
 
-CELLS = [(*cell, 0) for cell in itertools.product((2500, 700, 420), (False, True), (0, 1))]
+CELLS = [(*cell, 0) for cell in itertools.product((2500, 700, 340), (False, True), (0, 1))]
 WINDOWS = [
     (2500, True, 1, 128),
     (500, False, 1, 128),
