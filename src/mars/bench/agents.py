@@ -42,26 +42,40 @@ _WARM_UP: Final = Turn(new_tokens=200, output_tokens=20)
 Runner = Literal["leased", "own"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """A command of `mars` that works on tasks, and how its agent's model calls tools."""
 
     command: str
-    shell: str
+    tool: str
+    """By which it runs a command."""
     last: tuple[str, dict[str, Any]]
     """The call that ends the conversation."""
+    kv_blocks: int
+    """Of the tiny model: about half of what twelve conversations have at their ends, what they
+    share counted once."""
+    layers: int
+    """Of the tiny model: a whole context takes it a second or two."""
 
     def answers(self, task: Task) -> list[Answer]:
-        steps = [Answer(s.says, [(self.shell, {"command": s.command})]) for s in task.steps]
+        steps = [Answer(s.says, [(self.tool, {"command": s.command})]) for s in task.steps]
         return [*steps, Answer("The tests pass, the mistake is mended.", [self.last])]
 
 
 CLIENTS: Final = {
     "openhands": Client(
-        "openhands", "terminal", ("finish", {"message": "Mended, tested and committed."})
+        command="openhands",
+        tool="terminal",
+        last=("finish", {"message": "Mended, tested and committed."}),
+        kv_blocks=2200,
+        layers=1,
     ),
     "miniswe": Client(
-        "miniswe", "bash", ("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"})
+        command="miniswe",
+        tool="bash",
+        last=("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"}),
+        kv_blocks=1500,
+        layers=4,
     ),
 }
 

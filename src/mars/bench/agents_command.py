@@ -15,8 +15,6 @@ from mars.config import load_settings
 from mars.core.errors import InputError
 
 _PYTHON = Path(".venv-agents") / "bin" / "python"
-_KV_BLOCKS = 3000
-"""96,000 tokens: what conversations of OpenHands share, and about seven of them at their end."""
 
 
 def bench_agents_command(
@@ -45,17 +43,18 @@ def bench_agents_command(
         raise InputError(
             f"no agents' environment at {python}: make .venv-agents/.ready, or --python"
         )
+    of = CLIENTS[client]
     names, settings = read_policies(policies), load_settings(config, overrides)
     cores = os.sched_getaffinity(0)
     engine_env: dict[str, str] = {}
     arguments: tuple[str, ...] = FORCED
     if model is None:
-        model, arguments, engine_env = tiny_engine_for_agents(kv_blocks or _KV_BLOCKS)
+        model, arguments, engine_env = tiny_engine_for_agents(kv_blocks or of.kv_blocks, of.layers)
         cores = cores - {min(cores)} or cores  # the model computes there
     elif kv_blocks is not None:
         raise InputError("--kv-blocks is the tiny model's; for --model say it to vLLM, after --")
     options = AgentsOptions(
-        client=CLIENTS[client],
+        client=of,
         python=python.absolute(),
         tasks=make_tasks(tasks or agents, seed),
         agents=agents,

@@ -139,24 +139,22 @@ def _commands(
     function: Function,
     rng: random.Random,
 ) -> list[str]:
-    others = [other for other in modules if other != module]
+    others = [f"{name}/{other}.py" for other in modules if other != module]
     rng.shuffle(others)
+    half = rng.randint(1, len(others))
+    reading = [f"cat {' '.join(some)}" for some in (others[:half], others[half:]) if some]
     file = f"{name}/{module}.py"
-    stress = f"python3 stress.py {rng.randint(1000, 5000)}"
-    reading = [f"cat {name}/{other}.py" for other in others]
     return [
         "ls -R . && git --no-pager log --stat",
         "python3 -m unittest -q",
         f"grep -rn {function.name} .",
-        f"cat {file}",
-        f"cat test_{module}.py",
+        f"cat {file} test_{module}.py",
         *reading,
-        f"python3 stress.py {rng.randint(300, 1500)} | tail -3",
+        f"python3 stress.py {rng.randint(300, 1200)} | tail -3",
         f"sleep {rng.choice((1, 2, 4))} && git --no-pager status",
         f"python3 - <<'EOF'\n{_mend(file, function)}EOF",
-        "git --no-pager diff",
-        "python3 -m unittest -q",
-        f"{stress} | tail -3",
+        "git --no-pager diff && python3 -m unittest -q",
+        f"python3 stress.py {rng.randint(600, 2400)} | tail -3",
         f"git commit --quiet --all --message 'Mend {function.name}' && git --no-pager show --stat",
     ]
 

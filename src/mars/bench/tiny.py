@@ -27,10 +27,13 @@ FORCED: Final = (
 families write them, and the model made to write them."""
 
 
-def tiny_engine_for_agents(kv_blocks: int) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """As `tiny_engine`, for agents that chat: what OpenHands says of itself and its tools alone is
-    12,300 of this model's tokens, of which conversations in different folders share 8,200 (the
-    folder is in the tools' descriptions). One layer makes up for that.
+def tiny_engine_for_agents(
+    kv_blocks: int, layers: int = 1
+) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """As `tiny_engine`, for agents that chat, and whose contexts are long: what OpenHands says of
+    itself and its tools alone is 12,300 of this model's tokens, of which conversations in different
+    folders share 8,200 (the folder is in the tools' descriptions). Its attention is narrow: with
+    the other model's, a round was nothing but the engine computing lost contexts.
     """
     _, arguments, environment = tiny_engine()
     most_tokens = (kv_blocks - 1) * BLOCK_TOKENS  # vLLM keeps a block for itself
@@ -40,7 +43,7 @@ def tiny_engine_for_agents(kv_blocks: int) -> tuple[str, tuple[str, ...], dict[s
         "--num-gpu-blocks-override", str(kv_blocks),
         "--chat-template", str(template),
     )  # fmt: skip
-    return str(_model(layers=1)), (*arguments, *more, *FORCED), environment
+    return str(_model(layers, narrow=True)), (*arguments, *more, *FORCED), environment
 
 
 def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
@@ -63,14 +66,15 @@ def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",  # a comparison calls nobody, and starts seconds sooner
     }
-    return str(_model(layers=4)), arguments, environment
+    return str(_model(4)), arguments, environment
 
 
-def _model(layers: int) -> Path:
+def _model(layers: int, *, narrow: bool = False) -> Path:
     """Made on the first use. Raises InputError without a vLLM that the plugin knows."""
     from mars.vllm_plugin.contract import check_version
-    from mars.vllm_plugin.tiny_model import make_tiny_model
+    from mars.vllm_plugin.tiny_model import NARROW, WIDE, make_tiny_model
 
     check_version()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return make_tiny_model(cache / "mars" / f"tiny-qwen3-{layers}x256", layers=layers)
+    name = f"tiny-qwen3-{layers}x256" + "-narrow" * narrow
+    return make_tiny_model(cache / "mars" / name, layers=layers, heads=NARROW if narrow else WIDE)

@@ -6,7 +6,7 @@ on one core. What it says is noise; what it costs is real.
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _TEMPLATE: Final = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -15,7 +15,22 @@ _TEMPLATE: Final = (
 VOCABULARY: Final = 4096
 
 
-def make_tiny_model(folder: Path, *, layers: int = 4, context_tokens: int = 32768) -> Path:
+class Heads(NamedTuple):
+    """Of its attention, the part whose cost grows with the context."""
+
+    query: int
+    kv: int
+    width: int
+
+
+WIDE: Final = Heads(4, 2, 64)
+NARROW: Final = Heads(1, 1, 32)
+"""For long contexts, which then cost less beside the rest of the model."""
+
+
+def make_tiny_model(
+    folder: Path, *, layers: int = 4, heads: Heads = WIDE, context_tokens: int = 32768
+) -> Path:
     """Write config and tokenizer into `folder` (done once: an existing one is left as it is)."""
     if (folder / "config.json").exists():
         return folder
@@ -44,9 +59,9 @@ def make_tiny_model(folder: Path, *, layers: int = 4, context_tokens: int = 3276
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
+        num_attention_heads=heads.query,
+        num_key_value_heads=heads.kv,
+        head_dim=heads.width,
         max_position_embeddings=context_tokens,
     )
     config.architectures = ["Qwen3ForCausalLM"]
