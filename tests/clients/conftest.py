@@ -18,6 +18,7 @@ from mars.core import events as ev
 
 PYTHON = Path(__file__).parents[2] / ".venv-agents" / "bin" / "python"
 E = TypeVar("E", bound=ev.SessionEvent)
+F = TypeVar("F", bound=ev.Event)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Fleet:
         """What the event log says of a session."""
         events = (event for event in self.served.events() if isinstance(event, kind))
         return [event for event in events if event.session_id == session_id]
+
+    def last(self, kind: type[F]) -> F:
+        """The newest of a kind."""
+        return [event for event in self.served.events() if isinstance(event, kind)][-1]
 
     @asynccontextmanager
     async def forcing(self, answers: Mapping[str, Sequence[Answer]]) -> AsyncIterator[str]:
@@ -69,7 +74,7 @@ class Fleet:
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert PYTHON.exists(), "the agents' environment is missing: make .venv-agents/.ready"
     engine = tiny_engine_for_agents(kv_blocks=1500)
-    served = start(tmp_path_factory.mktemp("fleet"), engine=engine)
+    served = start(tmp_path_factory.mktemp("fleet"), "--set", "tools.share=2", engine=engine)
     try:
         served.wait_until_ready()
         yield Fleet(served)

@@ -178,7 +178,7 @@ def test_a_gap_without_a_hold_counts_a_share() -> None:
     assert gate.occupied == 440
 
 
-def test_the_context_is_that_of_the_longest_call() -> None:
+def test_the_context_is_that_of_the_longer_of_two_calls() -> None:
     gate = Gate(idle_share=1.0)
     gate.arrive(a=100)
     gate.ask()
@@ -187,6 +187,9 @@ def test_the_context_is_that_of_the_longest_call() -> None:
     assert gate.occupied == 500
     gate.call("a", 600, made=10)
     assert gate.occupied == 610
+    gate.call("a", 250)  # a summary, then what is left
+    gate.call("a", 300)
+    assert gate.occupied == 300
 
 
 def test_a_newcomer_counts_as_estimated_until_the_engine_has_accounted_for_a_call() -> None:

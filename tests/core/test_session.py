@@ -134,23 +134,45 @@ def test_every_other_pair_raises_and_changes_nothing(
     assert session == before  # a dataclass compares every field, the private ones too
 
 
-def test_an_account_is_added_up_and_the_context_is_the_longest_call() -> None:
+def test_an_account_is_added_up_and_the_context_is_what_the_next_call_extends() -> None:
     session = session_in(Phase.RUNNING)
     session.advance(SAMPLE[ev.CallServed])
     assert (session.context_tokens, session.served_tokens) == (100 + 8, 47)
-    short = ev.CallServed(
+    session.advance(served(10))
+    assert (session.context_tokens, session.served_tokens) == (108, 47 + 12)
+
+
+def served(prompt_tokens: int, *, ok: bool = True) -> ev.CallServed:
+    return ev.CallServed(
         at_s=9.0,
         session_id=S,
         call_id=C,
-        prompt_tokens=10,
+        prompt_tokens=prompt_tokens,
         cached_tokens=0,
         computed_tokens=12,
         made_tokens=2,
         queued_s=0.0,
-        ok=True,
+        ok=ok,
     )
-    session.advance(short)
-    assert (session.context_tokens, session.served_tokens) == (108, 47 + 12)
+
+
+def test_one_short_call_is_beside_the_conversation_and_two_are_a_condensed_one() -> None:
+    session = session_in(Phase.RUNNING)
+    contexts = []
+    for call in [
+        served(900),
+        served(50),  # a title
+        served(950),
+        served(400),  # a summary
+        served(500),  # the conversation from here on
+        served(520),
+        served(30, ok=False),
+        served(40, ok=False),
+        served(530),
+    ]:
+        session.advance(call)
+        contexts.append(session.context_tokens)
+    assert contexts == [902, 902, 952, 952, 502, 522, 522, 522, 532]
 
 
 def test_parallel_calls_show_the_busiest() -> None:

@@ -2,11 +2,11 @@
 
     agent (unmodified) --> Forcing --> gateway --> vLLM with vllm_plugin.forced
 
-A conversation is known by its first user message, the task's statement, and a turn by the number of
-answers that the conversation has so far. The proxy adds the tokens of the recorded answer to the
-request, and nothing else: vLLM computes the prompt and makes the answer step by step, parses its
-tool calls, and the agent gets what vLLM says, byte by byte. So every policy sees the same
-conversations, whatever time and tools do.
+A conversation is known by the newest task that a user message states, and a turn by the number of
+answers since. (Of a conversation that the agent condenses, the forced summary can state the rest.)
+The proxy adds the tokens of the recorded answer to the request, and nothing else: vLLM computes the
+prompt and makes the answer step by step, parses its tool calls, and the agent gets what vLLM says,
+byte by byte. So every policy sees the same conversations, whatever time and tools do.
 """
 
 import json
@@ -67,12 +67,18 @@ class Forcing:
 
     def force(self, body: dict[str, Any]) -> None:
         """Add the recorded answer. Raises ResultError when there is none."""
-        messages = body["messages"]
-        asked = next((_text(m) for m in messages if m["role"] == "user"), "")
-        recording = next((r for task, r in self._recordings.items() if task in asked), None)
-        made = sum(message["role"] == "assistant" for message in messages)
-        if recording is None or made >= len(recording):
-            turn = "of a task without recording" if recording is None else f"number {made + 1}"
+        made, asked = 0, ""
+        recording: Recording = ()
+        for message in reversed(body["messages"]):
+            if message["role"] == "assistant":
+                made += 1
+            elif message["role"] == "user":
+                asked = _text(message)
+                if stated := [task for task in self._recordings if task in asked]:
+                    recording = self._recordings[max(stated, key=asked.rfind)]
+                    break
+        if made >= len(recording):
+            turn = f"number {made + 1}" if recording else "of a task without recording"
             self.unknown.append(f"an answer {turn}: {asked[:200]!r}")
             raise ResultError(f"no recorded answer: {self.unknown[-1]}")
         forced = list(recording[made])

@@ -37,6 +37,7 @@ from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.admission import GatedView, Verdict, let_in
+from mars.core.context import Context
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
@@ -74,8 +75,10 @@ class _Stay:
     arrived_s: float | None
     """None: it entered unasked, as a child does; its first call tells its size, if not sooner."""
     prompt_bytes: int
-    context_tokens: float
+    estimate_tokens: float
+    """Its context while it is new."""
     shared_tokens: float
+    context: Context = field(default_factory=Context)
     calls: set[CallId] = field(default_factory=set)
     is_held: bool = False
     is_new: bool = True
@@ -148,7 +151,7 @@ class Residency:
                 stay.calls.add(event.call_id)
                 if stay.arrived_s is None and stay.is_new:
                     stay.prompt_bytes = event.prompt_bytes
-                    stay.context_tokens = self._tokens_per_byte * event.prompt_bytes
+                    stay.estimate_tokens = self._tokens_per_byte * event.prompt_bytes
             case ev.CallFinished():
                 stay.calls.discard(event.call_id)
             case ev.KvHeld():
@@ -158,8 +161,7 @@ class Residency:
             case ev.CallServed():
                 if stay.is_new and event.ok:
                     self._learn(stay, event)
-                tokens = event.prompt_tokens + event.made_tokens
-                stay.context_tokens = max(stay.context_tokens, tokens)
+                stay.context.served(event)
         self._weigh(stay)
 
     def _begin_to_hold(self) -> None:
@@ -168,7 +170,7 @@ class Residency:
 
     def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
         """A newcomer's estimates become facts, and better estimates for the next ones."""
-        stay.is_new, stay.context_tokens, stay.shared_tokens = False, 0.0, event.cached_tokens
+        stay.is_new, stay.shared_tokens = False, event.cached_tokens
         self._common_tokens += _WEIGHT * (event.cached_tokens - self._common_tokens)
         if stay.prompt_bytes:
             ratio = event.prompt_tokens / stay.prompt_bytes
@@ -178,7 +180,8 @@ class Residency:
     def _weigh(self, stay: _Stay) -> None:
         self._count(stay, -1)
         stay.is_resident = bool(stay.calls) or stay.is_held or stay.is_new
-        stay.needs_tokens = max(0.0, stay.context_tokens - stay.shared_tokens)
+        tokens = stay.estimate_tokens if stay.is_new else stay.context.tokens
+        stay.needs_tokens = max(0.0, tokens - stay.shared_tokens)
         self._count(stay, 1)
 
     def _count(self, stay: _Stay, sign: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mars.core import events as ev
+from mars.core.context import Context
 from mars.core.errors import IllegalMoveError
 from mars.core.ids import CallId, SessionId
 
@@ -70,12 +71,16 @@ class Session:
     since_s: float = 0.0
     """When the present phase began."""
     turn: int = 0
-    context_tokens: int = 0
-    """Tokens of the longest call so far: what its next call will extend."""
     served_tokens: int = 0
     """Tokens the engine has computed for this session so far, prefill and decode."""
+    _context: Context = field(default_factory=Context)
     _rest: Phase = Phase.GATED
     _calls: dict[CallId, Phase] = field(default_factory=dict)
+
+    @property
+    def context_tokens(self) -> int:
+        """What its next call will extend (core.context)."""
+        return self._context.tokens
 
     @property
     def open_calls(self) -> int:
@@ -103,8 +108,7 @@ class Session:
             case ev.CallQueued():
                 self.turn = event.turn
             case ev.CallServed():
-                kv_tokens = event.prompt_tokens + event.made_tokens
-                self.context_tokens = max(self.context_tokens, kv_tokens)
+                self._context.served(event)
                 self.served_tokens += event.computed_tokens
             case _:
                 pass

@@ -40,7 +40,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """Why it waits at the gate; empty past it."""
     turn: int
     context_tokens: int
-    """Tokens of its longest call so far."""
+    """What its next call will extend (core.context)."""
     served_tokens: int
     """Tokens that the engine has computed for it."""
     warm_frac: float | None
