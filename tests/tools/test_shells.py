@@ -16,7 +16,7 @@ import pytest
 from tests.tools.conftest import TOKEN, Rig, all_gone, serving, until
 
 from mars.core.events import ToolFinished, ToolQueued, ToolStarted
-from mars.tools.shells import below
+from mars.tools.shells import below, in_front
 from mars.tools.wire import ShellEntered, ShellEntry, ShellExit
 
 
@@ -24,13 +24,16 @@ class Shell:
     """As an agent's terminal has one: interactive enough to control jobs, leader of its session."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process = self._start()
+        self.pid = self.process.pid
+
+    def _start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
             ["bash", "-m"],  # noqa: S607
             stdin=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        self.pid = self.process.pid
 
     def type(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -45,9 +48,41 @@ class Shell:
         self.process.communicate()
 
 
+class Terminal(Shell):
+    """As OpenHands' terminal has it."""
+
+    def _start(self) -> "subprocess.Popen[str]":
+        self._master, slave = os.openpty()
+        try:
+            return subprocess.Popen(
+                ["bash", "--norc", "-i"],  # noqa: S607
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            os.close(slave)
+
+    def type(self, line: str) -> None:
+        os.write(self._master, line.encode() + b"\n")
+
+    def end(self) -> None:
+        super().end()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+
 @pytest.fixture
 def shells() -> Iterator[list[Shell]]:
-    started = [Shell(), Shell()]
+    with ended([Shell(), Shell()]) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def ended(started: list[Shell]) -> Iterator[list[Shell]]:
     yield started
     for shell in started:
         shell.end()
@@ -119,6 +154,39 @@ async def test_the_lease_ends_with_what_runs_not_with_the_call(shells: list[Shel
         os.kill(below(shells[0].pid)[0].pid, signal.SIGKILL)
         await calls.leave(await second)
         await until(rig.idle)
+
+
+async def test_what_is_left_in_the_background_runs_on_without_a_lease(tmp_path: Path) -> None:
+    with ended([Terminal()]) as [terminal]:
+        async with lending([terminal]) as (rig, calls):
+            call = await calls.enter(terminal)
+            terminal.type(f"sleep 600 & echo $! > {tmp_path}/pid; mv {tmp_path}/pid {tmp_path}/is")
+            await until((tmp_path / "is").exists)
+            server = psutil.Process(int((tmp_path / "is").read_text()))
+            await calls.leave(call)
+            await until(rig.idle)
+            assert server.status() == psutil.STATUS_SLEEPING
+            assert (server.nice(), server.cpu_affinity()) == (19, [0])
+            assert psutil.Process(terminal.pid).nice() == 0
+
+
+async def test_what_is_given_up_waiting_for_is_in_the_foreground_and_keeps_the_lease(
+    shells: list[Shell],
+) -> None:
+    with ended([Terminal()]) as [terminal]:
+        async with lending([terminal, *shells]) as (rig, calls):
+            first = await calls.enter(terminal)
+            terminal.type("sleep 600")
+            await until(lambda: bool(in_front(terminal.pid)))
+            await calls.leave(first, -1)
+            second = asyncio.create_task(calls.enter(shells[0]))
+            await until(lambda: rig.runtime.book.waiting == 1)
+            again = await calls.enter(terminal)
+            await calls.leave(again, -1)
+            assert not second.done()
+            os.kill(in_front(terminal.pid)[0].pid, signal.SIGKILL)
+            await calls.leave(await second)
+            await until(rig.idle)
 
 
 async def test_a_client_that_leaves_gives_its_place_up(shells: list[Shell]) -> None:

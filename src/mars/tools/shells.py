@@ -6,11 +6,12 @@ on, and `&` leaves jobs behind.
 
     enter -> ToolQueued -> [granted: the shell is on the cores] -> ToolStarted
     leave -> ToolFinished      the agent has its answer; the scheduler may expect it back
-             [nothing runs because of the shell any more: the cores go to whoever is next]
+             [nothing runs in its foreground any more: the cores go to whoever is next]
 
 Who enters a shell that has a lease joins it. What runs longer than its time is ended, the shell is
-not. Commands are held by affinity alone: they are the client's children, in its control group. What
-a command puts into a session of its own and orphans is not found.
+not. What is in the background by then (`server &`) runs on without a lease, where it is and with
+the lowest priority. Commands are held by affinity alone: they are the client's children, in its
+control group. What a command puts into a session of its own and orphans is not found.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from mars.tools.wire import ShellEntered, ShellEntry, ShellExit
 
 _LOOK_S: Final = 0.05
 """How often to look whether something still runs, once nobody waits for it."""
+_LOWEST: Final = 19
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _GONE: Final = 128 + signal.SIGHUP  # nobody is left who could know the exit code
 
@@ -128,11 +130,14 @@ class Shells:
             for tool_id in list(shell.open):
                 self._finish(shell, tool_id, _GONE)
             self._end(shell)
+            _put_back(shell.pid)
 
     async def _calms_down(self, shell: _Shell) -> bool:
-        """Wait until no call is open and nothing runs; False: its time is over, or the server's."""
+        """Wait until no call is open and nothing runs in front; False: its time is over, or the
+        server's.
+        """
         while not shell.lease.cancelled.is_set() and time.monotonic() < shell.ends_s:
-            if not (shell.open and _lives(shell.pid)) and not below(shell.pid):
+            if not (shell.open and _lives(shell.pid)) and not in_front(shell.pid):
                 return True
             shell.left.clear()
             with contextlib.suppress(TimeoutError):
@@ -157,7 +162,10 @@ class Process(NamedTuple):
 
     pid: int
     parent: int
+    group: int
     session: int
+    front: int
+    """The process group in the foreground of its terminal; -1: it has none."""
     cpu_s: float
     """Its own, and that of the children it has waited for."""
 
@@ -171,6 +179,22 @@ def below(shell: int) -> list[Process]:
         grown = not more <= members
         members |= more
     return [p for p in everybody if p.pid in members and p.pid != shell]
+
+
+def in_front(shell: int) -> list[Process]:
+    """What the shell waits for. Without a terminal nobody can tell: all that runs below it."""
+    own, running = _process(shell), below(shell)
+    if own is None or own.front < 0:
+        return running
+    return [process for process in running if process.group == own.front]
+
+
+def _put_back(shell: int) -> None:
+    """What runs below it, but not the shell: who has no privileges cannot take that back."""
+    own = _process(shell)
+    for group in {process.group for process in below(shell)} - {own.group if own else 0}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PGRP, group, _LOWEST)
 
 
 def _processes() -> list[Process]:
@@ -187,8 +211,8 @@ def _process(pid: int) -> Process | None:
     state, *numbers = text.rpartition(b")")[2].split()
     if state in b"ZX":
         return None
-    parent, _, session = map(int, numbers[:3])
-    return Process(pid, parent, session, sum(map(int, numbers[10:14])) * _TICK_S)
+    parent, group, session, _, front = map(int, numbers[:5])
+    return Process(pid, parent, group, session, front, sum(map(int, numbers[10:14])) * _TICK_S)
 
 
 def _lives(pid: int) -> bool:

@@ -79,7 +79,7 @@ class ShellEntered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShellExit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The client has its answer. The lease lasts until nothing runs below the shell."""
+    """The client has its answer. The lease lasts until nothing runs in the shell's foreground."""
 
     tool_id: NonEmpty
     exit_code: int
