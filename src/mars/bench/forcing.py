@@ -11,7 +11,7 @@ byte by byte. So every policy sees the same conversations, whatever time and too
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,9 +116,10 @@ class Forcing:
             for name, value in response_headers(answer):
                 back.headers.add(name.decode(), value.decode("latin-1"))
             await back.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await back.write(chunk)
-            await back.write_eof()
+            with suppress(ConnectionResetError):  # the agent has left: that is its own affair
+                async for chunk in answer.content.iter_any():
+                    await back.write(chunk)
+                await back.write_eof()
             return back
         finally:
             answer.release()
