@@ -17,6 +17,7 @@ import pytest
 import uvloop
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
+from prometheus_client import ProcessCollector
 from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.gateway.scripted import Engine, serving, until
@@ -25,11 +26,12 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.window import WindowSettings
-from mars.gateway.app import Status, build_app
+from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.keys import KeyRing
 from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Status
 from mars.policy.presets import Scheduling, build_admission
 
 T = TypeVar("T", bound=ev.Fact)
@@ -175,7 +177,9 @@ async def gateway(
     settings = settings or GatewaySettings()
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
-    async with serving(build_app(desk, engine_url, settings, ring)) as url:
+    app = build_app(desk, engine_url, settings, ring)
+    ProcessCollector(registry=app.state.shown.registry)
+    async with serving(app) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)

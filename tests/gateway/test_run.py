@@ -18,10 +18,10 @@ from tests.gateway.scripted import Engine, hanging, on_cue, until
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
-from mars.gateway.app import Status
 from mars.gateway.keys import make_key
 from mars.gateway.run import serve
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Status
 from mars.policy.presets import Scheduling
 from mars.stream.link import Publisher, Subscriber
 from mars.stream.log import read_log

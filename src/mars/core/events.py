@@ -41,6 +41,8 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """It was past the gate of a gateway that is gone, and keeps its place; `at_s` is of then."""
     turn: int = 0
     """Of such a one: calls that it has made."""
+    engine: str = ""
+    """URL of the engine whose gate it came to."""
 
 
 Outage = Literal["", "no samples", "fault"]

@@ -44,9 +44,13 @@ class Desk:
         *,
         record: Callable[[ev.Event], None],
         publish: Callable[[Sequence[ev.Event]], None],
+        engine: str = "",
     ) -> None:
-        """`record` gets every fact, `publish` our own ones; neither may raise."""
+        """`record` gets every fact, `publish` our own ones; neither may raise. `engine`: its URL,
+        as facts and views name it.
+        """
         self.control = control
+        self.engine = engine
         self.stopped = False
         self.lost = 0
         """Messages of other processes that never came."""
@@ -112,7 +116,8 @@ class Desk:
     def restore(self, place: Place) -> None:
         """A session that was past the gate of a gateway that is gone takes its place again."""
         parent = self._parent(place.identity)
-        stay = self._begin(place.arrived(parent.session_id if parent else None), parent)
+        parent_id = parent.session_id if parent else None
+        stay = self._begin(place.arrived(self.engine, parent_id), parent)
         stay.heard_s, stay.tools = place.heard_s, dict(place.tools)
         self._settle(stay)
 
@@ -228,6 +233,7 @@ class Desk:
             patience_s=patience_s,
             parent_id=parent.session_id if parent else None,
             tenant=identity.tenant,
+            engine=self.engine,
         )
         return self._begin(arrived, parent)
 

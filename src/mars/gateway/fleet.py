@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Self
 
+import msgspec
 from starlette.applications import Starlette
 
 from mars.core import events as ev
@@ -23,7 +24,9 @@ from mars.core.ids import SessionId
 from mars.core.placement import EngineView, State, place
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Identity
+from mars.gateway.places import Place
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Shown, Status
 from mars.gateway.upstream import FAILURES, Upstream
 from mars.gateway.vllm_metrics import sample_of
 
@@ -41,6 +44,7 @@ class Member:
     desk: Desk
     app: Starlette
     upstream: Upstream
+    shown: Shown
     state: State = "up"
     why: str = ""
     """Why it is down."""
@@ -63,6 +67,9 @@ class Member:
             waiting=control.gated,
             calls=self.desk.open_calls,
         )
+
+    def status(self) -> Status:
+        return msgspec.structs.replace(self.shown.status(), state=self.state, state_why=self.why)
 
 
 class Fleet:
@@ -197,6 +204,11 @@ class Fleet:
         views = [member.view(prompt_bytes) for member in self]
         placed = place(views, time.monotonic(), self._set.slow_start_s)
         return None if placed is None else self._members[placed.url]
+
+    def restore(self, place: Place) -> None:
+        """A session of a gateway that is gone, at its engine, if that is here."""
+        if member := self._members.get(place.engine):
+            member.desk.restore(place)
 
     def hear(self, fact: ev.Event) -> None:
         """A fact of the tool server: of a session to where it is, a sample to all."""

@@ -27,6 +27,7 @@ from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.upstream import base_url
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
 from mars.stream.log import LogWriter, set_aside
@@ -63,26 +64,27 @@ async def serve(
     used, PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
-        # of several engines no log says which had a session: there it comes as a new one
-        places = _left_behind(log) if len(upstream) == 1 else []
+        places = _left_behind(log)
         record = stack.enter_context(_recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
         def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Starlette]:
             control = ControlPlane(build_admission(scheduling), scheduling.gate)
-            desk = Desk(control, settings, record=record.write, publish=publisher)
+            desk = Desk(
+                control, settings, record=record.write, publish=publisher, engine=base_url(url)
+            )
             desk.read_by(Journal().observe)
-            app = build_app(desk, url, settings, keys)
-            for place in places:
-                desk.restore(place)
-            return desk, app
+            return desk, build_app(desk, url, settings, keys)
 
         served = (
             one_engine(upstream[0], subscribe, ring, gate)
             if len(upstream) == 1
             else several_engines(upstream, subscribe, ring, gate, settings)
         )
+        for place in places:
+            served.restore(place)
+        record.flush()  # who kills us before the first flush shall not have ended them
         listener = stack.enter_context(_bound(host, port))
         if ring is None and not _is_loopback(listener):
             _warn(f"{host} can be reached from outside, and no key is asked for: see mars key -h")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NamedTuple
 
+from prometheus_client import ProcessCollector
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
@@ -15,7 +16,9 @@ from mars.gateway.ear import Ear
 from mars.gateway.fleet import Fleet, Member
 from mars.gateway.front import build_front
 from mars.gateway.keys import KeyRing
+from mars.gateway.places import Place
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Shown
 from mars.gateway.upstream import Upstream
 
 LOOK_S: Final = 0.5
@@ -31,6 +34,9 @@ class Served(NamedTuple):
     """End all sessions, saying why, and let nobody in any more."""
     cut: Callable[[], Awaitable[None]]
     """Close all connections to engines."""
+    restore: Callable[[Place], None]
+    """Give a session its place back that it had before a gateway that is gone. Not while it serves:
+    by then it may have come as a new one."""
 
 
 Gate = Callable[[str, KeyRing | None], tuple[Desk, Starlette]]
@@ -40,7 +46,9 @@ Gate = Callable[[str, KeyRing | None], tuple[Desk, Starlette]]
 def one_engine(upstream: str, subscribe: Sequence[str], ring: KeyRing | None, gate: Gate) -> Served:
     desk, app = gate(upstream, ring)
     connections: Upstream = app.state.upstream
-    return Served(app, _living(desk, subscribe), desk.close, connections.close)
+    shown: Shown = app.state.shown
+    ProcessCollector(registry=shown.registry)
+    return Served(app, _living(desk, subscribe), desk.close, connections.close, desk.restore)
 
 
 def several_engines(
@@ -55,7 +63,7 @@ def several_engines(
     def member(url: str, facts: str) -> Member:
         desk, app = gate(url, None)
         connections: Upstream = app.state.upstream
-        return Member(connections.url, facts, desk, app, connections)
+        return Member(connections.url, facts, desk, app, connections, app.state.shown)
 
     @asynccontextmanager
     async def live(member: Member) -> AsyncIterator[None]:
@@ -77,7 +85,8 @@ def several_engines(
         url, _, facts = upstream.partition("=")
         fleet.found(url, facts)
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
-    return Served(build_front(fleet, settings, door), hearing(), fleet.close, fleet.cut)
+    app = build_front(fleet, settings, door)
+    return Served(app, hearing(), fleet.close, fleet.cut, fleet.restore)
 
 
 @asynccontextmanager
