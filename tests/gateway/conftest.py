@@ -25,6 +25,7 @@ from tests.gateway.scripted import Engine, serving, until
 from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
+from mars.core.quotas import Quotas
 from mars.core.window import WindowSettings
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
@@ -150,8 +151,10 @@ def checked_desk(
 ) -> tuple[Desk, list[ev.Event]]:
     """A desk, its facts, and in `broken` each invariant that a fact left broken."""
     if isinstance(scheduling, Scheduling):
-        scheduling = build_admission(scheduling)
-    control = ControlPlane(scheduling)
+        admission, quotas = build_admission(scheduling), Quotas(scheduling.tenants)
+    else:
+        admission, quotas = scheduling, None
+    control = ControlPlane(admission, quotas=quotas)
     events: list[ev.Event] = []
 
     def record(event: ev.Event) -> None:

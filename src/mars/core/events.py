@@ -66,8 +66,17 @@ class SessionPaused(Fact, frozen=True, kw_only=True):
     why: str
 
 
-Limit = Literal["", "room in KV", "KV capacity unknown", "KV pressure", "tool pressure", "window"]
-"""What keeps sessions out, by kind; empty: an admission that names none."""
+Limit = Literal[
+    "",
+    "room in KV",
+    "KV capacity unknown",
+    "KV pressure",
+    "tool pressure",
+    "window",
+    "tenant limit",
+]
+"""What keeps sessions out, by kind; empty: an admission that names none. `tenant limit`: nobody
+waits but those whose tenant has as many in as it may."""
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 

@@ -64,7 +64,7 @@ class Member:
             up_since_s=self.up_since_s,
             kv_frac=pressure.kv_frac if known else None,
             newcomer_frac=pressure.kv_frac_per_byte * max(1, prompt_bytes) if known else None,
-            waiting=control.gated,
+            waiting=control.gated - len(control.held_back),
             calls=self.desk.open_calls,
         )
 
@@ -114,6 +114,7 @@ class Fleet:
         if member.url in self._members:
             raise InputError(f"the engine {member.url} is named twice")
         self._members[member.url] = member
+        member.desk.read_by(self._observe)
         return member
 
     async def add(self, url: str, facts: str = "") -> Member:
@@ -209,6 +210,15 @@ class Fleet:
         """A session of a gateway that is gone, at its engine, if that is here."""
         if member := self._members.get(place.engine):
             member.desk.restore(place)
+
+    def _observe(self, fact: ev.Event) -> None:
+        """A session that ends may make room for one of its tenant at another engine's gate."""
+        if not isinstance(fact, ev.SessionEnded):
+            return
+        for member in self:
+            if member.desk.control.held_back:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(member.desk.tick, time.monotonic())
 
     def hear(self, fact: ev.Event) -> None:
         """A fact of the tool server: of a session to where it is, a sample to all."""

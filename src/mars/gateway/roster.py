@@ -82,9 +82,14 @@ class Roster:
                 pass
 
     def rows(self, desk: Desk, now_s: float) -> list[SessionRow]:
-        return [self._row(desk, session, now_s) for session in desk.control.sessions.values()]
+        kept_out = desk.control.held_back
+        return [
+            self._row(desk, session, kept_out.get(session.session_id), now_s)
+            for session in desk.control.sessions.values()
+        ]
 
-    def _row(self, desk: Desk, session: Session, now_s: float) -> SessionRow:
+    def _row(self, desk: Desk, session: Session, limit: str | None, now_s: float) -> SessionRow:
+        """`limit`: of its tenant, that keeps it out."""
         seen = self._seen.get(session.session_id) or _Seen("", "")
         return SessionRow(
             session_id=session.session_id,
@@ -95,7 +100,7 @@ class Roster:
             phase=session.phase.value,
             phase_s=now_s - session.since_s,
             age_s=now_s - session.arrived_s,
-            why=desk.control.why_not if session.phase is Phase.GATED else "",
+            why=(limit or desk.control.why_not) if session.phase is Phase.GATED else "",
             turn=session.turn,
             context_tokens=session.context_tokens,
             served_tokens=session.served_tokens,

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from mars.core.control import ControlPlane
 from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
+from mars.core.quotas import Quotas
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.heads import BoundedHeads
@@ -69,8 +70,10 @@ async def serve(
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
+        quotas = Quotas(scheduling.tenants)
+
         def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Starlette]:
-            control = ControlPlane(build_admission(scheduling), scheduling.gate)
+            control = ControlPlane(build_admission(scheduling), scheduling.gate, quotas)
             desk = Desk(
                 control, settings, record=record.write, publish=publisher, engine=base_url(url)
             )
