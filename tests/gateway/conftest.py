@@ -17,7 +17,6 @@ import pytest
 import uvloop
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
-from prometheus_client import ProcessCollector
 from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.gateway.scripted import Engine, serving, until
@@ -30,6 +29,7 @@ from mars.core.window import WindowSettings
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.keys import KeyRing
+from mars.gateway.record import Record, of_process
 from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.shown import Status
@@ -181,7 +181,7 @@ async def gateway(
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
     app = build_app(desk, engine_url, settings, ring)
-    ProcessCollector(registry=app.state.shown.registry)
+    app.state.shown.registry.register(of_process(Record(None)))
     async with serving(app) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())

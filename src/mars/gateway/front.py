@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -46,13 +47,17 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     facts: str = ""
 
 
-def build_front(fleet: Fleet, settings: GatewaySettings, door: list[Middleware]) -> Starlette:
+def build_front(
+    fleet: Fleet, settings: GatewaySettings, door: list[Middleware], process: CollectorRegistry
+) -> Starlette:
+    """`process`: what is counted of the process."""
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with fleet:
             yield
 
-    views, overview = _Views(fleet), Overview(fleet)
+    views, overview = _Views(fleet), Overview(fleet, process)
     session = "/mars/sessions/{session_id:path}"
     return Starlette(
         lifespan=lifespan,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -30,10 +30,9 @@ class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview:
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, process: CollectorRegistry) -> None:
         self._fleet = fleet
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
+        self._process = process
 
     async def status(self, request: Request) -> Response:
         members = self._asked(request)

@@ -26,12 +26,12 @@ from mars.gateway.heads import BoundedHeads
 from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
+from mars.gateway.record import of_process, recording
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.upstream import base_url
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
-from mars.stream.log import LogWriter, set_aside
 
 _log: Final = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
@@ -66,10 +66,11 @@ async def serve(
     """
     with ExitStack() as stack:
         places = _left_behind(log)
-        record = stack.enter_context(_recording(log, log_settings))
+        record = stack.enter_context(recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
+        process = of_process(record)
         quotas = Quotas(scheduling.tenants)
 
         def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Starlette]:
@@ -81,9 +82,9 @@ async def serve(
             return desk, build_app(desk, url, settings, keys)
 
         served = (
-            one_engine(upstream[0], subscribe, ring, gate)
+            one_engine(upstream[0], subscribe, ring, gate, process)
             if len(upstream) == 1
-            else several_engines(upstream, subscribe, ring, gate, settings)
+            else several_engines(upstream, subscribe, ring, gate, settings, process=process)
         )
         for place in places:
             served.restore(place)
@@ -221,46 +222,3 @@ def _left_behind(log: Path | None) -> list[Place]:
     except InputError as error:
         _log.warning("sessions before this start are not known: %s", error)
         return []
-
-
-class _Record:
-    """The log. A disk that fails costs the log, not the traffic."""
-
-    def __init__(self, log: LogWriter | None) -> None:
-        self._log = log
-        self._last: Event | None = None
-
-    def write(self, event: Event) -> None:
-        if event is self._last:
-            return  # all desks of a fleet are told of it
-        self._last = event
-        self._try(lambda log: log.write(event))
-
-    def flush(self) -> None:
-        self._try(LogWriter.flush)
-
-    def close(self) -> None:
-        self._try(LogWriter.close)
-
-    def _try(self, do: Callable[[LogWriter], None]) -> None:
-        if self._log is None:
-            return
-        try:
-            do(self._log)
-        except OSError as error:
-            self._log = None
-            _log.error("the event log ends here: %s", error)
-
-
-@contextmanager
-def _recording(path: Path | None, settings: dict[str, Any]) -> Iterator[_Record]:
-    try:
-        if path is not None:
-            set_aside(path)
-        record = _Record(LogWriter(path, settings) if path is not None else None)
-    except OSError as error:
-        raise InputError(f"cannot write the event log {path}: {error.strerror}") from None
-    try:
-        yield record
-    finally:
-        record.close()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NamedTuple
 
-from prometheus_client import ProcessCollector
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
@@ -43,11 +43,18 @@ Gate = Callable[[str, KeyRing | None], tuple[Desk, Starlette]]
 """Makes the gate before an engine, given its URL and who may come in."""
 
 
-def one_engine(upstream: str, subscribe: Sequence[str], ring: KeyRing | None, gate: Gate) -> Served:
+def one_engine(
+    upstream: str,
+    subscribe: Sequence[str],
+    ring: KeyRing | None,
+    gate: Gate,
+    process: CollectorRegistry,
+) -> Served:
+    """`process`: what is counted of the process."""
     desk, app = gate(upstream, ring)
     connections: Upstream = app.state.upstream
     shown: Shown = app.state.shown
-    ProcessCollector(registry=shown.registry)
+    shown.registry.register(process)
     return Served(app, _living(desk, subscribe), desk.close, connections.close, desk.restore)
 
 
@@ -57,6 +64,8 @@ def several_engines(
     ring: KeyRing | None,
     gate: Gate,
     settings: GatewaySettings,
+    *,
+    process: CollectorRegistry,
 ) -> Served:
     """Its engines' gates have no door of their own: theirs is the fleet's."""
 
@@ -85,7 +94,7 @@ def several_engines(
         url, _, facts = upstream.partition("=")
         fleet.found(url, facts)
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
-    app = build_front(fleet, settings, door)
+    app = build_front(fleet, settings, door, process)
     return Served(app, hearing(), fleet.close, fleet.cut, fleet.restore)
 
 
