@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route, Router
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
+from tests.gateway.pair import FOUR_PLACES, eventually
 from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
+from tests.gateway.test_fleet import Two, two
 
 from mars.gateway.keys import KeyRing, make_key
 
@@ -58,6 +60,34 @@ async def test_once_prints_who_is_in_who_waits_and_why() -> None:
     assert any(line.startswith("tools per slot") and "never heard" in line for line in lines)
     at = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
     assert at["outside"] < at["[bold]inside"], "who waits stands first, and no id is markup"
+
+
+async def test_before_several_engines_it_shows_each_and_whose_a_session_is(tmp_path: Path) -> None:
+    async with two(tmp_path, *FOUR_PLACES, "--set", "gateway.health_s=0.2") as fleet:
+        streams = [await fleet.post(f"s{n}", chunks=400, gap_ms=50, final=True) for n in range(8)]
+        waiting = fleet.post("outside")
+        await eventually(lambda: has(fleet, "outside"))
+        fleet.engines[1].end()
+        await fleet.until_state(1, "down")
+        await eventually(lambda: has(fleet, "outside"))
+        code, said, failed = await run(fleet.url, "--once")
+        for stream in streams:
+            stream.close()
+        waiting.cancel()
+    assert code == 0, failed
+    first, second = (url.removeprefix("http://") for url in fleet.engine_urls)
+    lines = [line.strip() for line in said.splitlines()]
+    assert "5 sessions: 4 active; 1 gated, 4 queued" in lines
+    (of_first,) = (line for line in lines if line.startswith(first))
+    assert "gate: 1 wait: the engine's KV capacity is not known yet" in of_first
+    (of_second,) = (line for line in lines if line.startswith(second))
+    assert "down: " in of_second
+    (row,) = (line for line in lines if line.startswith("outside"))
+    assert row.split()[:3] == ["outside", first, "-"]
+
+
+async def has(fleet: Two, session_id: str) -> bool:
+    return session_id in await fleet.sessions()
 
 
 async def test_where_no_gateway_is_it_says_so_and_what_to_do() -> None:

@@ -258,7 +258,7 @@ class Shell(RuleBasedStateMachine):
     @initialize(data=st.data())
     def open(self, data: st.DataObject) -> None:
         self.admission = data.draw(st.sampled_from(sorted(self.admissions)))
-        self.plane = ControlPlane(self.admissions[self.admission]())
+        self.plane = self.make_plane()
         self.now_s = 0.0
         self.named = 0
         self.gate: list[str] = []
@@ -270,6 +270,9 @@ class Shell(RuleBasedStateMachine):
         self.past_calls: list[str] = ["never seen"]
         self.past_sessions: list[str] = ["never seen"]
         self.kv_total_tokens = 0
+
+    def make_plane(self) -> ControlPlane:
+        return ControlPlane(self.admissions[self.admission]())
 
     def tell(self, event: ev.Event) -> None:
         late = self.plane.late

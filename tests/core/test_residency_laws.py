@@ -15,8 +15,11 @@ from tests.core.test_residency import Gate
 
 from mars.core import events as ev
 from mars.core.admission import Admission
+from mars.core.control import ControlPlane
 from mars.core.ids import SessionId
+from mars.core.quotas import Quotas
 from mars.core.residency import Residency, ResidencySettings
+from mars.core.tenants import TenantLimits, TenantSettings
 
 
 @given(
@@ -114,7 +117,7 @@ class Facts(Shell):
         anew, plane = copy.deepcopy(self.books), self.plane
         anew._fits_tokens = inf
         answers = [
-            books.choose(plane._gate.values(), plane._active.values(), plane.pressure, self.now_s)
+            books.choose(plane._offered, plane._active.values(), plane.pressure, self.now_s)
             for books in (copy.deepcopy(self.books), anew)
         ]
         assert answers[0] == answers[1]
@@ -135,6 +138,27 @@ class Facts(Shell):
         self.orders = [order for order in self.orders if order.session_id != session]
         self.tell(ev.SessionEnded(at_s=self.now_s, session_id=SessionId(session), why=""))
 
+
+class LimitedFacts(Facts):
+    """Sessions of a tenant that may have two in, between those of one without a limit."""
+
+    def make_plane(self) -> ControlPlane:
+        limits = (TenantLimits(tenant="few", most_sessions=2),)
+        return ControlPlane(
+            self.admissions[self.admission](), quotas=Quotas(TenantSettings(limits=limits))
+        )
+
+    @rule(size=st.integers(0, 9000))
+    def arrive_of_a_tenant(self, size: int) -> None:
+        session = self.name()
+        self.gate.append(session)
+        self.stages[session] = "gated"
+        fact = arrived(session, self.now_s)
+        self.tell(msgspec.structs.replace(fact, prompt_bytes=size, tenant="few"))
+
+
+TestLimitedFacts = LimitedFacts.TestCase
+TestLimitedFacts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 TestFacts = Facts.TestCase
 TestFacts.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

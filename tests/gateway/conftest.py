@@ -23,12 +23,15 @@ from tests.gateway.scripted import Engine, serving, until
 from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
+from mars.core.quotas import Quotas
 from mars.core.window import WindowSettings
-from mars.gateway.app import Status, build_app
+from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.keys import KeyRing
+from mars.gateway.record import Record, of_process
 from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Status
 from mars.policy.presets import Scheduling, build_admission
 
 T = TypeVar("T", bound=ev.Fact)
@@ -147,8 +150,10 @@ def checked_desk(
 ) -> tuple[Desk, list[ev.Event]]:
     """A desk, its facts, and in `broken` each invariant that a fact left broken."""
     if isinstance(scheduling, Scheduling):
-        scheduling = build_admission(scheduling)
-    control = ControlPlane(scheduling)
+        admission, quotas = build_admission(scheduling), Quotas(scheduling.tenants)
+    else:
+        admission, quotas = scheduling, None
+    control = ControlPlane(admission, quotas=quotas)
     events: list[ev.Event] = []
 
     def record(event: ev.Event) -> None:
@@ -174,8 +179,9 @@ async def gateway(
     settings = settings or GatewaySettings()
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
-    app, _ = build_app(desk, engine_url, settings, ring)
-    async with serving(app) as url:
+    app = build_app(desk, engine_url, settings, ring)
+    app.shown.registry.register(of_process(Record(None)))
+    async with serving(app.router) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(full_kv())
         connector = aiohttp.TCPConnector(limit=0)

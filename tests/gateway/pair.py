@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import psutil
 
-from mars.gateway.app import Status
+from mars.gateway.shown import Status
 from mars.serve.stack import free_ports
 from mars.stream.log import read_log
 
@@ -114,11 +114,18 @@ class Pair:
         assert (status.active, status.gated, status.paused, status.faults) == (0, 0, 0, 0)
 
     def post(
-        self, session: str, *, chunks: int = 20, gap_ms: int = 0, final: bool = False
+        self,
+        session: str,
+        *,
+        chunks: int = 20,
+        gap_ms: int = 0,
+        final: bool = False,
+        tenant: str = "",
     ) -> "asyncio.Task[aiohttp.ClientResponse]":
         """A stream of the stub; the task is done with the headers of its answer."""
         body = {"model": f"stub-{gap_ms}ms", "max_tokens": chunks, "stream": True}
         headers = {"X-Session-ID": session} | ({"X-Session-Final": "1"} if final else {})
+        headers |= {"X-Tenant": tenant} if tenant else {}
         request = self.http.post(self.url + "/v1/chat/completions", json=body, headers=headers)
         return asyncio.ensure_future(request.__aenter__())
 

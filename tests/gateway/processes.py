@@ -13,8 +13,8 @@ import aiohttp
 import msgspec
 from tests.gateway.conftest import CHAT
 
-from mars.gateway.app import Status
 from mars.gateway.roster import SessionRow
+from mars.gateway.shown import Status
 
 _SAMPLES = """
 import sys, time

@@ -98,8 +98,8 @@ async def test_a_call_that_outlives_its_session_is_no_call_of_the_next_stay(free
     assert finished[0].why == "its session was ended, and has come back"
     assert desk.control.late == 1
     await until(lambda: not desk.control.sessions)
-    assert not desk._orphans
-    assert not desk._in_flight
+    assert not desk._calls._orphans
+    assert not desk._calls._names
 
 
 async def test_calls_that_outlive_two_stays(free: Bench) -> None:
@@ -113,7 +113,7 @@ async def test_calls_that_outlive_two_stays(free: Bench) -> None:
         desk.call_finished(call, ok=True)
     finished = [event.call_id for event in free.events if isinstance(event, ev.CallFinished)]
     assert sorted(finished) == sorted(call.call_id for call in calls), "one finish a call"
-    assert not desk._orphans
+    assert not desk._calls._orphans
 
 
 async def test_the_timer_of_an_old_stay_does_not_end_the_next(free: Bench) -> None:

@@ -251,11 +251,6 @@ async def test_a_session_ended_at_the_gate_stays_ended(tmp_path: Path) -> None:
             stream.close()
 
 
-async def test_views_of_one_engine_are_named(fleet: Two) -> None:
-    assert await fleet.tell("GET", "/mars/status") == 404
-    assert await fleet.tell("GET", f"/mars/status?engine={fleet.engine_urls[1]}") == 200
-
-
 async def test_an_engine_named_twice_is_refused() -> None:
     one = "http://127.0.0.1:9"
     with pytest.raises(InputError, match="is named twice"):

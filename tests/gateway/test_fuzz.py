@@ -97,13 +97,13 @@ async def test_nothing_is_left(
         desk, control = rig.desk, rig.desk.control
         await until(lambda: not control.sessions)
         await until(lambda: engine.open == 0)
-        await until(lambda: not desk._in_flight)
+        await until(lambda: not desk._calls._names)
         assert bool(rig.of(ev.SessionPaused)) == isinstance(scheduling, Churn)
         status = await rig.status()
         assert (status.sessions, status.active, status.gated, status.faults) == (0, 0, 0, 0)
         assert (control._gate, control.paused) == ({}, 0)
         assert control._meter.open_calls == 0
-        assert (desk._stays, desk._orphans) == ({}, {})
+        assert (desk._stays, desk._calls._orphans) == ({}, {})
         queued = sorted(event.call_id for event in rig.of(ev.CallQueued))
         finished = sorted(event.call_id for event in rig.of(ev.CallFinished))
         assert queued == finished, "each call has one end"

@@ -89,7 +89,7 @@ class Line:
     """A queue, told in numbers."""
 
     def __init__(self) -> None:
-        self.queue = Queue()
+        self.queue = Queue(limit=None)
 
     def at(self, at_s: float, waiting: int) -> None:
         self.queue.observe(ev.SessionEnded(at_s=at_s, session_id=SessionId("s"), why=""), waiting)

@@ -14,6 +14,7 @@ from tests.gateway.processes import (
     waits,
 )
 from tests.gateway.scripted import Engine, hanging, on_cue, polite, until
+from tests.gateway.test_fleet import OPEN, two
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
@@ -79,6 +80,35 @@ async def the_second_waits_and_the_first_goes_on(gateway: GatewayProcess, engine
 def wait_for_text(log: Path, text: bytes) -> None:
     while text not in log.read_bytes():
         pass
+
+
+async def test_before_several_engines_each_session_is_at_its_own_again(tmp_path: Path) -> None:
+    """Killed when one of them has moved, and started again without the engine of two others."""
+    async with two(tmp_path, *OPEN, "--set", "gateway.slow_start_s=0.001") as fleet:
+        first, second = fleet.engine_urls
+        streams = [await fleet.post(f"s{n}", chunks=400, gap_ms=50) for n in range(4)]
+        assert await fleet.tell("POST", "/mars/engines/drain", json={"url": first}) == 200
+        for number in (0, 1, 2, 3):
+            await fleet.turn(f"s{number}")
+        assert await fleet.tell("POST", "/mars/engines", json={"url": first}) == 200
+        streams += [await fleet.post(f"new{n}", chunks=400, gap_ms=50) for n in range(4)]
+        homes = await fleet.sessions()
+        assert set(homes.values()) == {first, second}
+        await until(lambda: fleet.told()["CallQueued"] == 4 + 4 + 4)
+        fleet.gateway.end()
+        fleet.gateway.start()
+        await fleet.ready()
+        assert await fleet.sessions() == homes
+        for session_id in homes:
+            await fleet.turn(session_id)
+        assert await fleet.sessions() == homes
+        await until(lambda: fleet.told()["CallFinished"] == len(homes))
+        fleet.gateway.end()
+        for stream in streams:
+            stream.close()
+        again = mars_gateway(first, "--upstream", "http://127.0.0.1:9", *OPEN, log=fleet.log)
+        async with again as gateway:
+            assert set(await gateway.sessions()) == {s for s in homes if homes[s] == first}
 
 
 async def test_what_was_silent_for_too_long_before_ends_at_once(

@@ -104,7 +104,7 @@ async def play(requests: list[Asked]) -> None:
         answers = await asyncio.gather(*(answered(rig.url, it) for it in requests))
         for request, (status, body) in zip(requests, answers, strict=True):
             check(request, status, body)
-        await until(lambda: not rig.desk._in_flight)
+        await until(lambda: not rig.desk._calls._names)
         assert rig.desk.control._meter.open_calls == 0
         assert len(rig.of(ev.CallQueued)) == len(rig.of(ev.CallFinished))
         for session_id in list(rig.desk._stays):

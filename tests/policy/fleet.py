@@ -5,6 +5,7 @@ from mars.core.admission import Admission, GateSettings
 from mars.core.control import UNBOUNDED, ControlPlane
 from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId, SessionId
+from mars.core.quotas import Quotas
 
 BYTES_A_TOKEN = 4
 
@@ -13,9 +14,14 @@ class Fleet:
     """Carries decisions out at once, as the gateway does."""
 
     def __init__(
-        self, admission: Admission, *, kv_tokens: int = 10_000, gate: GateSettings = UNBOUNDED
+        self,
+        admission: Admission,
+        *,
+        kv_tokens: int = 10_000,
+        gate: GateSettings = UNBOUNDED,
+        quotas: Quotas | None = None,
     ) -> None:
-        self.plane = ControlPlane(admission, gate)
+        self.plane = ControlPlane(admission, gate, quotas)
         self.told: list[ev.Event] = []
         self.now_s = 0.0
         self.kv_tokens = kv_tokens
@@ -62,13 +68,17 @@ class Fleet:
             )
         )
 
-    def arrive(self, *names: str, tokens: int = 0) -> None:
+    def arrive(
+        self, *names: str, tokens: int = 0, tenant: str = "", parent: str | None = None
+    ) -> None:
         for name in names:
             self.tell(
                 ev.SessionArrived(
                     at_s=self.now_s,
                     session_id=SessionId(name),
                     prompt_bytes=tokens * BYTES_A_TOKEN,
+                    tenant=tenant,
+                    parent_id=None if parent is None else SessionId(parent),
                 )
             )
 

@@ -1,5 +1,8 @@
 """The event log: what was written is read back; what was torn is found."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -51,6 +54,80 @@ def test_what_was_flushed_is_in_the_file(tmp_path: Path) -> None:
     writer.write(EVENTS[0])
     writer.flush()
     assert list(read_log(path)[1]) == EVENTS[:1]
+    writer.close()
+
+
+@contextmanager
+def files_of(most_bytes: int) -> Iterator[None]:
+    """No file may grow beyond, as on a disk that fills."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+
+def numbered(number: int) -> ev.Event:
+    return ev.SessionEnded(at_s=float(number), session_id=SessionId("s"), why="x" * 400)
+
+
+def flushed(writer: LogWriter) -> bool:
+    try:
+        writer.flush()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, 10_000, 70_000])
+def test_a_full_disk_costs_nothing_that_memory_can_keep(tmp_path: Path, most_bytes: int) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = LogWriter(path, {})
+    with files_of(most_bytes):
+        for number in range(1000):
+            with suppress(OSError):
+                writer.write(numbered(number))
+        assert not flushed(writer)
+        assert path.read_bytes()[-1:] in {b"", b"\n"}, "it ends with a whole line"
+    assert flushed(writer)
+    assert list(read_log(path)[1]) == [numbered(number) for number in range(1000)]
+    assert writer.lost == 0
+    writer.close()
+
+
+def test_what_is_lost_is_counted_and_said_where_it_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = LogWriter(path, {})
+    with files_of(10_000):
+        for number in range(5000):
+            with suppress(OSError):
+                writer.write(numbered(number))
+    assert flushed(writer)
+    writer.write(numbered(9999))
+    writer.close()
+    said = [int(event.at_s) for event in read_log(path)[1]]
+    assert writer.lost == 5001 - len(said) > 0
+    assert said == [*range(len(said) - 1), 9999]
+    assert f":{len(said) + 1}: {writer.lost} events are missing here" in caplog.text
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10_000])
+def test_a_log_that_was_deleted_to_make_room_begins_again(tmp_path: Path, most_bytes: int) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = LogWriter(path, {"a": 1})
+    with files_of(most_bytes):
+        for number in range(200):
+            with suppress(OSError):
+                writer.write(numbered(number))
+        assert not flushed(writer)
+    path.unlink()
+    assert flushed(writer)
+    head, events = read_log(path)
+    assert head.settings == {"a": 1}
+    assert list(events)[-1] == numbered(199)
     writer.close()
 
 

@@ -7,7 +7,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -16,9 +16,9 @@ from rich.live import Live
 
 from mars.bench.top_view import View, frame
 from mars.core.errors import InputError
-from mars.gateway.app import Status
 from mars.gateway.door import read_secret
 from mars.gateway.roster import SessionRow
+from mars.gateway.shown import Status
 
 _ANSWER_S: Final = 5.0
 _NO_ENTRY: Final = (401, 403)
@@ -74,9 +74,10 @@ async def _live(console: Console, http: aiohttp.ClientSession, view: View, every
 
 
 async def _look(http: aiohttp.ClientSession, url: str) -> View:
-    status = await _get(http, url + "/mars/status", Status)
+    said = await _get(http, url + "/mars/status", dict[str, Any])
+    statuses = msgspec.convert(said.get("engines", [said]), list[Status])  # several, or one
     rows = await _get(http, url + "/mars/sessions", list[SessionRow])
-    return View(url=url, status=status, rows=rows)
+    return View(url=url, statuses=statuses, rows=rows)
 
 
 async def _look_again(http: aiohttp.ClientSession, last: View) -> View:

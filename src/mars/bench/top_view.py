@@ -1,5 +1,6 @@
 """One frame of `mars top`."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,8 +12,8 @@ from rich.text import Text
 
 from mars.bench.words import count, number, percent, seconds
 from mars.core.session import Phase
-from mars.gateway.app import Status
 from mars.gateway.roster import SessionRow
+from mars.gateway.shown import Status
 
 _HEAD_LINES: Final = 10
 """Above the first session, the table's own head included, and one for what is left out."""
@@ -35,7 +36,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has said last."""
 
     url: str
-    status: Status
+    statuses: Sequence[Status]
+    """Of each engine's gate; at least one."""
     rows: Sequence[SessionRow]
     trouble: str = ""
     """Why it says nothing now."""
@@ -43,32 +45,45 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 def frame(view: View, *, lines: int | None = None, sessions: int | None = None) -> RenderableType:
     """For a terminal of so many lines, or with so many sessions."""
+    of_several = len(view.statuses) > 1
     if sessions is None:
-        sessions = max(1, (lines or 0) - _HEAD_LINES)
-    return Group(*_head(view), _sessions(view.rows, sessions))
+        head_lines = _HEAD_LINES + (len(view.statuses) if of_several else 0)
+        sessions = max(1, (lines or 0) - head_lines)
+    return Group(*_head(view), _sessions(view.rows, sessions, of_several=of_several))
 
 
 def _head(view: View) -> Iterator[RenderableType]:
-    status = view.status
+    statuses, first = view.statuses, view.statuses[0]
     yield Text.assemble(("mars top  ", "bold"), view.url, ("   q or Ctrl-C leaves", "dim"))
     if view.trouble:
         yield Text(f"no answer, this is old: {view.trouble}", "bold red")
-    window = "" if status.window is None else f" of {status.window}"
-    phases = ", ".join(f"{status.phases[p.value]} {p.value}" for p in _FIRST if _has(status, p))
-    yield Text(f"{number(status.sessions, 'session')}: {status.active}{window} active; {phases}")
-    yield _gate(status)
-    pressure = status.pressure
-    yield _bar("KV used", pressure.kv_used_frac, status.engine_sample_age_s)
-    yield _bar("KV of active sessions", pressure.kv_session_frac, status.engine_sample_age_s)
-    yield _bar("tools per slot", pressure.tool_load, status.tools_sample_age_s)
+    yield _who(statuses)
+    if len(statuses) > 1:
+        yield _engines(statuses)
+    else:
+        yield _gate(first)
+        pressure = first.pressure
+        yield _bar("KV used", pressure.kv_used_frac, first.engine_sample_age_s)
+        yield _bar("KV of active sessions", pressure.kv_session_frac, first.engine_sample_age_s)
+    yield _bar("tools per slot", first.pressure.tool_load, first.tools_sample_age_s)
+    faults = sum(status.faults for status in statuses)
+    late, lost = (sum(it.late for it in statuses), sum(it.lost for it in statuses))
     yield Text(
-        f"late facts {status.late}, lost messages {status.lost}, faults {status.faults}",
-        "bold red" if status.faults else "dim",
+        f"late facts {late}, lost messages {lost}, faults {faults}",
+        "bold red" if faults else "dim",
     )
 
 
-def _has(status: Status, phase: Phase) -> bool:
-    return status.phases.get(phase.value, 0) > 0
+def _who(statuses: Sequence[Status]) -> Text:
+    windows = [status.window for status in statuses if status.window is not None]
+    window = f" of {sum(windows)}" if len(windows) == len(statuses) else ""
+    here: Counter[str] = Counter()
+    for status in statuses:
+        here.update(status.phases)
+    phases = ", ".join(f"{here[p.value]} {p.value}" for p in _FIRST if here[p.value])
+    active = sum(status.active for status in statuses)
+    sessions = number(sum(status.sessions for status in statuses), "session")
+    return Text(f"{sessions}: {active}{window} active; {phases}")
 
 
 def _gate(status: Status) -> Text:
@@ -77,6 +92,25 @@ def _gate(status: Status) -> Text:
     if status.gated:
         return Text(f"gate: {status.gated} wait: {status.why_not}", "yellow")
     return Text("gate: nobody waits", "green")
+
+
+def _engines(statuses: Sequence[Status]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    names = [_host(status.engine) for status in statuses]
+    table.add_column("engine", no_wrap=True, min_width=max(map(len, names)))
+    for name in ("active", "KV used", "of sessions"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    table.add_column("gate", overflow="ellipsis", no_wrap=True)
+    for name, it in zip(names, statuses, strict=True):
+        is_known = it.engine_sample_age_s is not None
+        table.add_row(
+            Text(name),
+            Text(f"{it.active}" if it.window is None else f"{it.active} of {it.window}"),
+            Text(percent(it.pressure.kv_used_frac if is_known else None)),
+            Text(percent(it.pressure.kv_session_frac if is_known else None)),
+            _gate(it) if it.state == "up" else Text(f"{it.state}: {it.state_why}", "bold red"),
+        )
+    return table
 
 
 def _bar(name: str, frac: float, age_s: float | None) -> Text:
@@ -90,24 +124,30 @@ def _bar(name: str, frac: float, age_s: float | None) -> Text:
     return line.append(f"  {seconds(age_s)} ago", "" if age_s < _OLD_S else "dim")
 
 
-def _sessions(rows: Sequence[SessionRow], most: int) -> RenderableType:
+def _host(engine: str) -> str:
+    return engine.removeprefix("http://")
+
+
+def _sessions(rows: Sequence[SessionRow], most: int, *, of_several: bool) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("session", "tenant", "phase"):
+    for name in ("session", *(["engine"] if of_several else []), "tenant", "phase"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for name in ("for", "turn", "context", "warm", "held"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tool", overflow="ellipsis", no_wrap=True)
     ranked = sorted(rows, key=lambda row: (_FIRST.index(Phase(row.phase)), -row.phase_s))
     for row in ranked[:most]:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, of_several=of_several))
     if len(rows) <= most:
         return table
     return Group(table, Text(f"and {number(len(rows) - most, 'session')} more", "dim"))
 
 
-def _cells(row: SessionRow) -> Iterator[Text]:
+def _cells(row: SessionRow, *, of_several: bool) -> Iterator[Text]:
     """Texts, not strings: what a client calls its session is no markup."""
     yield Text(row.session_id)
+    if of_several:
+        yield Text(_host(row.engine))
     yield Text(row.tenant or "-")
     yield Text(row.phase, _COLORS.get(row.phase, ""))
     yield Text(seconds(row.phase_s))

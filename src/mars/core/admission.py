@@ -39,6 +39,7 @@ class GatedView(msgspec.Struct, frozen=True, kw_only=True):
     """Of one that was in before: what its call will extend."""
     returning: bool = False
     parent_id: SessionId | None = None
+    tenant: str = ""
     patience_s: float | None = None
     """So long after it came its client gives up; None: that was not told."""
 

@@ -8,6 +8,8 @@ Every session is in one of the three. The KV of a paused one does not count in t
 keeps it from being evicted (held blocks are in `kv_used_frac`), and to make room is why it was sent
 back. It counts again from its next admission on.
 
+Whoever its tenant's limit keeps out is shown to no admission (core.quotas).
+
 A child (a sub-agent) of an active session does not wait at the gate, whatever the admission, which
 is asked about the others only: its parent waits for it, and keeps its own place for as long.
 
@@ -16,6 +18,7 @@ what it returns; neither holds any rule of its own. The shell's own facts must b
 crossed a process may be late or lost: those that no longer fit are counted in `late`.
 """
 
+from collections.abc import Collection
 from math import inf
 from typing import Final, assert_never
 
@@ -27,6 +30,7 @@ from mars.core.failsafe import Failsafe
 from mars.core.ids import SessionId
 from mars.core.meter import Meter
 from mars.core.pressure import Pressure
+from mars.core.quotas import Quotas, Seats
 from mars.core.session import Phase, Session
 from mars.core.sign import Sign
 
@@ -47,10 +51,17 @@ UNBOUNDED: Final = GateSettings(blind_s=inf)
 
 
 class ControlPlane:
-    def __init__(self, admission: Admission, gate: GateSettings = UNBOUNDED) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        gate: GateSettings = UNBOUNDED,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """`quotas`: of tenants, over all control planes that are given the same."""
         self._admission = admission
         self._bounds = gate
         self.failsafe = Failsafe(gate.blind_s)
+        self._seats = Seats(quotas)
         self._gate: dict[SessionId, GatedView] = {}
         self._children: dict[SessionId, SessionId] = {}
         """Those at the gate that have a parent, and it."""
@@ -81,6 +92,16 @@ class ControlPlane:
     @property
     def gated(self) -> int:
         return len(self._gate)
+
+    @property
+    def held_back(self) -> dict[SessionId, str]:
+        """Those of them whose tenant has as many in as it may, and that in words."""
+        return self._seats.held_back(self._gate.values())
+
+    @property
+    def _offered(self) -> Collection[GatedView]:
+        """Those of them who may be let in."""
+        return self._seats.offered(self._gate.values())
 
     @property
     def paused(self) -> int:
@@ -139,7 +160,7 @@ class ControlPlane:
         """See what comes by time alone: that nothing is heard, or somebody has waited too long."""
         if changed := self.failsafe.look(self.pressure, now_s):
             return [*changed, *self._open_gate(now_s)]
-        return [*self._let_in(list(overdue(self._gate.values(), self._bounds, now_s)))]
+        return [*self._let_in(list(overdue(self._offered, self._bounds, now_s)))]
 
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
@@ -159,6 +180,7 @@ class ControlPlane:
             context_tokens=session.context_tokens,
             returning=returning,
             parent_id=session.parent_id,
+            tenant=session.tenant,
         )
         if session.parent_id is not None:
             self._children[session_id] = session.parent_id
@@ -193,6 +215,7 @@ class ControlPlane:
         self._gate.pop(event.session_id, None)
         self._children.pop(event.session_id, None)
         self._paused.pop(event.session_id, None)
+        self._seats.leave(event.session_id)
         self._meter.count_calls(event.at_s, -session.open_calls)
         if self._active.pop(event.session_id, None):
             self._meter.leave(session)
@@ -208,10 +231,7 @@ class ControlPlane:
             self._sign.clear()
             return changed
         family = self._let_children_in() if self._children else []
-        verdict = self._admission.choose(
-            self._gate.values(), self._active.values(), self.pressure, now_s
-        )
-        self.window, self.why_not = verdict.window, verdict.why_not
+        verdict = self._admission.choose(self._offered, self._active.values(), self.pressure, now_s)
         if family or verdict.admit or verdict.pause:
             for admit in verdict.admit:
                 self._admit(admit)
@@ -219,16 +239,21 @@ class ControlPlane:
                 self._pause(pause)
             family += self._let_children_in()
             self._meter.foresee()
+        verdict = self._seats.explain(verdict, self._gate.values())
+        self.window, self.why_not = verdict.window, verdict.why_not
         shut = self._sign.say(verdict, len(self._gate), now_s)
         return [*changed, *verdict.admit, *family, *verdict.pause, *shut]
 
     def _let_all_in(self, outage: Failsafe) -> list[Admit]:
-        """Everybody at the gate, for a cause that is not empty."""
+        """Everybody at the gate, for a cause that is not empty; whoever a tenant's limit keeps out
+        only for a fault: the limit is kept by what has failed.
+        """
         assert outage.cause  # noqa: S101 mypy cannot see that the caller has asked
         self.window, self.why_not = None, ""
         self._sign.clear()
         why, by = f"{outage.why}: the gate is open", outage.cause
-        return self._let_in([Admit(session_id=it, why=why, by=by) for it in self._gate])
+        views = self._gate.values() if by == "fault" else self._offered
+        return self._let_in([Admit(session_id=it.session_id, why=why, by=by) for it in views])
 
     def _let_restored_in(self) -> list[Admit]:
         why = "it was past the gate before the gateway was started again"
@@ -255,8 +280,10 @@ class ControlPlane:
     def _admit(self, admit: Admit) -> None:
         session_id, prompt_bytes = admit.session_id, 0
         if self._paused.pop(session_id, None) is None:
-            prompt_bytes = self._gate.pop(session_id).prompt_bytes
+            view = self._gate.pop(session_id)
+            prompt_bytes = view.prompt_bytes
             self._children.pop(session_id, None)
+            self._seats.enter(view)
         session = self._active[session_id] = self.sessions[session_id]
         self._meter.enter(session, prompt_bytes)
 
@@ -288,4 +315,5 @@ def _new(event: ev.SessionArrived | ev.SessionReturned) -> Session:
     session = Session(event.session_id, event.at_s, since_s=event.at_s)
     if isinstance(event, ev.SessionArrived):
         session.parent_id, session.turn = event.parent_id, event.turn
+        session.tenant = event.tenant
     return session

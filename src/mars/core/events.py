@@ -41,6 +41,8 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """It was past the gate of a gateway that is gone, and keeps its place; `at_s` is of then."""
     turn: int = 0
     """Of such a one: calls that it has made."""
+    engine: str = ""
+    """URL of the engine whose gate it came to."""
 
 
 Outage = Literal["", "no samples", "fault"]
@@ -64,8 +66,17 @@ class SessionPaused(Fact, frozen=True, kw_only=True):
     why: str
 
 
-Limit = Literal["", "room in KV", "KV capacity unknown", "KV pressure", "tool pressure", "window"]
-"""What keeps sessions out, by kind; empty: an admission that names none."""
+Limit = Literal[
+    "",
+    "room in KV",
+    "KV capacity unknown",
+    "KV pressure",
+    "tool pressure",
+    "window",
+    "tenant limit",
+]
+"""What keeps sessions out, by kind; empty: an admission that names none. `tenant limit`: nobody
+waits but those whose tenant has as many in as it may."""
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 

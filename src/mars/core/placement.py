@@ -29,7 +29,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     newcomer_frac: float | None
     """What the newcomer's prompt is expected to take of its KV."""
     waiting: int
-    """Sessions at its gate."""
+    """Sessions at its gate, but for those that a limit of their tenant keeps out."""
     calls: int
     """Open ones."""
 

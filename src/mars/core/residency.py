@@ -108,7 +108,9 @@ class Residency:
         """Something was held at some time."""
         self._fits_tokens = inf
         """While the active ones occupy more than this, nobody fits of those who were last asked
-        about: not to be asked again. Who comes, and what is learned, starts it anew."""
+        about: not to be asked again. Who comes or goes, and what is learned, starts it anew."""
+        self._asked = 0
+        """How many they were: whoever its tenant's limit kept out may be among more of them."""
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ class Residency:
             case ev.SessionArrived() | ev.SessionReturned():
                 self._come(event)
             case ev.SessionAdmitted() if event.session_id not in self._stays:
+                self._fits_tokens = inf
                 self._stay(event.session_id, None, 0)
             case ev.EngineSampled():
                 capacity_tokens = event.kv_total_blocks * event.block_tokens
@@ -197,6 +200,7 @@ class Residency:
         return self._resident_tokens + share * max(0.0, self._idle_tokens - room_tokens)
 
     def _end(self, event: ev.SessionEnded) -> None:
+        self._fits_tokens = inf
         stay = self._stays.pop(event.session_id, None)
         if stay is None:
             return
@@ -229,6 +233,9 @@ class Residency:
         self, gated: Collection[GatedView], now_s: float, *, alone: bool
     ) -> list[GatedView]:
         """Who has waited long, in order of arrival, then the smallest, as far as there is room."""
+        if len(gated) > self._asked:
+            self._fits_tokens = inf
+        self._asked = len(gated)
         if self._occupied_tokens > self._fits_tokens and not alone:
             return []
         fill = self._set.overcommit if self._holds else self._set.unheld_fill
@@ -242,6 +249,7 @@ class Residency:
             chosen.append(view)
             alone = False
         left_tokens = (self._needs_tokens(view) for view in gated if view not in chosen)
+        self._asked -= len(chosen)
         self._fits_tokens = limit_tokens - min(left_tokens, default=0.0)
         return chosen
 

@@ -67,6 +67,7 @@ class Session:
     session_id: SessionId
     arrived_s: float
     parent_id: SessionId | None = None
+    tenant: str = ""
     phase: Phase = Phase.GATED
     since_s: float = 0.0
     """When the present phase began."""

@@ -38,10 +38,24 @@ class TenantWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight: Positive
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    most_sessions: Annotated[int, Meta(ge=1)] | None = None
+    """So many may be past the gate at once, a session and its sub-agents counted as one; None: no
+    limit. The others wait (core.quotas)."""
+
+
+class TenantLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tenant: str
+
+
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: tuple[TenantWeight, ...] = ()
     """Empty: all sessions are alike, whoever's they are."""
     other_weight: Positive = 1.0
+    """Of each tenant that is not named, and of all sessions without one together."""
+    limits: tuple[TenantLimits, ...] = ()
+    """What each may have at once, under any policy; over all engines of a gateway."""
+    other_limits: Limits = Limits()
     """Of each tenant that is not named, and of all sessions without one together."""
     core_price: Annotated[float, Meta(ge=0.0)] = 1.0
     """Seconds of a call on the GPU that a core second of a tool counts for. Ours: one of some ten

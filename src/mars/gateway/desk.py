@@ -6,7 +6,6 @@ Nothing here awaits between a check and what it guards: each method is one step 
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -15,7 +14,8 @@ from uuid import uuid4
 from mars.core import events as ev
 from mars.core.control import ControlPlane
 from mars.core.decisions import Decision, FailOpen, Shut, said
-from mars.core.ids import CallId, SessionId
+from mars.core.ids import SessionId
+from mars.gateway.calls import OpenCalls
 from mars.gateway.identity import Identity
 from mars.gateway.names import EngineNames
 from mars.gateway.places import Place
@@ -26,13 +26,11 @@ from mars.gateway.stay import (
     Call,
     CallEnd,
     OtherTenantError,
-    QueueFullError,
     SessionOverError,
     Stay,
 )
 from mars.gateway.telling import Telling
 
-_CALL_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _COME_BACK: Final = "its session was ended, and has come back"
 
 
@@ -44,9 +42,13 @@ class Desk:
         *,
         record: Callable[[ev.Event], None],
         publish: Callable[[Sequence[ev.Event]], None],
+        engine: str = "",
     ) -> None:
-        """`record` gets every fact, `publish` our own ones; neither may raise."""
+        """`record` gets every fact, `publish` our own ones; neither may raise. `engine`: its URL,
+        as facts and views name it.
+        """
         self.control = control
+        self.engine = engine
         self.stopped = False
         self.lost = 0
         """Messages of other processes that never came."""
@@ -59,11 +61,9 @@ class Desk:
             notice=self._notice,
             everybody=lambda: self._stays,
         )
-        self._queue = Queue()
+        self._queue = Queue(settings.queue_limit)
         self._stays: dict[SessionId, Stay] = {}
-        self._orphans: dict[SessionId, set[Call]] = {}
-        """Calls that are open although their session has ended."""
-        self._in_flight: set[CallId] = set()
+        self._calls = OpenCalls()
         self.read_by(record)
 
     @property
@@ -77,7 +77,7 @@ class Desk:
 
     @property
     def open_calls(self) -> int:
-        return len(self._in_flight)
+        return len(self._calls)
 
     async def enter(
         self,
@@ -112,7 +112,8 @@ class Desk:
     def restore(self, place: Place) -> None:
         """A session that was past the gate of a gateway that is gone takes its place again."""
         parent = self._parent(place.identity)
-        stay = self._begin(place.arrived(parent.session_id if parent else None), parent)
+        parent_id = parent.session_id if parent else None
+        stay = self._begin(place.arrived(self.engine, parent_id), parent)
         stay.heard_s, stay.tools = place.heard_s, dict(place.tools)
         self._settle(stay)
 
@@ -122,12 +123,8 @@ class Desk:
         """Open a call, named `wanted` if that can be its name. To be closed by `call_finished`."""
         if stay.over:
             raise SessionOverError(stay.over)
-        usable = _CALL_ID.fullmatch(wanted) and wanted not in self._in_flight
-        call_id = CallId(wanted if usable else uuid4().hex)
-        call = Call(call_id, stay, final, queued_s=time.monotonic())
-        self._in_flight.add(call.call_id)
+        call = self._calls.open(stay, wanted, final=final)
         stay.stop_timer()
-        stay.calls.add(call)
         stay.gone = False
         stay.turn += 1
         self.emit(call.queued(prompt_bytes))
@@ -144,11 +141,8 @@ class Desk:
         first_byte_s: float | None = None,
     ) -> None:
         """Close a call. `gone`: its client cut it. `first_byte_s`: when the answer's first came."""
-        self._in_flight.discard(call.call_id)
+        self._calls.close(call)
         stay = call.stay
-        stay.calls.discard(call)
-        if stay.over and not stay.calls and not call.told:
-            self._orphans.pop(stay.session_id, None)
         self._tell_finished(call, CallEnd(ok, why, gone, status, first_byte_s))
         stay.heard_s = time.monotonic()
         stay.final |= call.final
@@ -215,11 +209,11 @@ class Desk:
         prompt_bytes: int,
         patience_s: float | None,
     ) -> Stay:
-        for call in self._orphans.pop(session_id, ()):  # they are no calls of the new stay
+        for call in self._calls.adopt(session_id):
             self._tell_finished(call, CallEnd(ok=False, why=_COME_BACK))
         now_s, parent = time.monotonic(), self._parent(identity)
         if parent is None or not parent.admitted:
-            self._refuse_if_full(session_id, now_s)
+            self._refuse_if_full(session_id, identity.tenant, now_s)
         arrived = ev.SessionArrived(
             at_s=now_s,
             session_id=session_id,
@@ -228,6 +222,7 @@ class Desk:
             patience_s=patience_s,
             parent_id=parent.session_id if parent else None,
             tenant=identity.tenant,
+            engine=self.engine,
         )
         return self._begin(arrived, parent)
 
@@ -245,20 +240,17 @@ class Desk:
         self.emit(arrived)
         return stay
 
-    def _refuse_if_full(self, session_id: SessionId, now_s: float) -> None:
-        waiting = self.control.gated
-        if self._set.queue_limit is None or waiting < self._set.queue_limit:
-            return
-        error = QueueFullError(waiting, self._queue.retry_after_s(now_s))
-        self.emit(
-            ev.SessionRefused(
-                at_s=now_s,
-                session_id=session_id,
-                waiting=waiting,
-                retry_after_s=error.retry_after_s,
+    def _refuse_if_full(self, session_id: SessionId, tenant: str, now_s: float) -> None:
+        if (error := self._queue.full_for(tenant, self.control, now_s)) is not None:
+            self.emit(
+                ev.SessionRefused(
+                    at_s=now_s,
+                    session_id=session_id,
+                    waiting=error.waiting,
+                    retry_after_s=error.retry_after_s,
+                )
             )
-        )
-        raise error
+            raise error
 
     async def _wait(self, stay: Stay, asking: Asking) -> None:
         gate = stay.line_up()
@@ -318,8 +310,7 @@ class Desk:
         stay.over = why
         stay.stop_timer()
         del self._stays[stay.session_id]
-        if stay.calls:
-            self._orphans[stay.session_id] = set(stay.calls)
+        self._calls.orphan(stay)
         now_s = time.monotonic()
         self.emit(ev.SessionEnded(at_s=now_s, session_id=stay.session_id, why=why, by=by))
         stay.wake()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Self
 
+import msgspec
 from starlette.routing import Router
 
 from mars.core import events as ev
@@ -23,7 +24,9 @@ from mars.core.ids import SessionId
 from mars.core.placement import EngineView, State, place
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Identity
+from mars.gateway.places import Place
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.shown import Shown, Status
 from mars.gateway.upstream import FAILURES, Upstream
 from mars.gateway.vllm_metrics import sample_of
 
@@ -41,6 +44,7 @@ class Member:
     desk: Desk
     app: Router
     upstream: Upstream
+    shown: Shown
     state: State = "up"
     why: str = ""
     """Why it is down."""
@@ -60,9 +64,12 @@ class Member:
             up_since_s=self.up_since_s,
             kv_frac=pressure.kv_frac if known else None,
             newcomer_frac=pressure.kv_frac_per_byte * max(1, prompt_bytes) if known else None,
-            waiting=control.gated,
+            waiting=control.gated - len(control.held_back),
             calls=self.desk.open_calls,
         )
+
+    def status(self) -> Status:
+        return msgspec.structs.replace(self.shown.status(), state=self.state, state_why=self.why)
 
 
 class Fleet:
@@ -107,6 +114,7 @@ class Fleet:
         if member.url in self._members:
             raise InputError(f"the engine {member.url} is named twice")
         self._members[member.url] = member
+        member.desk.read_by(self._observe)
         return member
 
     async def add(self, url: str, facts: str = "") -> Member:
@@ -197,6 +205,20 @@ class Fleet:
         views = [member.view(prompt_bytes) for member in self]
         placed = place(views, time.monotonic(), self._set.slow_start_s)
         return None if placed is None else self._members[placed.url]
+
+    def restore(self, place: Place) -> None:
+        """A session of a gateway that is gone, at its engine, if that is here."""
+        if member := self._members.get(place.engine):
+            member.desk.restore(place)
+
+    def _observe(self, fact: ev.Event) -> None:
+        """A session that ends may make room for one of its tenant at another engine's gate."""
+        if not isinstance(fact, ev.SessionEnded):
+            return
+        for member in self:
+            if member.desk.control.held_back:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(member.desk.tick, time.monotonic())
 
     def hear(self, fact: ev.Event) -> None:
         """A fact of the tool server: of a session to where it is, a sample to all."""

@@ -4,26 +4,27 @@ GET    /mars/engines            the engines, their state and load
 POST   /mars/engines            {"url": ..., "facts": ENDPOINT}: a new one, or one that drains stays
 POST   /mars/engines/drain      {"url": ...}: no new calls; its sessions go on elsewhere
 DELETE /mars/engines?url=...    the same, and it is forgotten once its calls have ended
-GET    /mars/sessions           those of all engines
-*      /mars/..., /metrics      of one engine, named by ?engine=URL
+GET    /mars/status, /mars/sessions, /metrics
+                                of all engines, each named; of one: ?engine=URL
+DELETE /mars/sessions/ID        as before one engine
 *      /v1/...                  to an engine
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
 
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
 from mars.gateway.dispatch import Dispatch
 from mars.gateway.fleet import Fleet, Member
+from mars.gateway.overview import Overview
 from mars.gateway.settings import GatewaySettings
 
 
@@ -45,13 +46,17 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     facts: str = ""
 
 
-def build_front(fleet: Fleet, settings: GatewaySettings, door: list[Middleware]) -> Router:
+def build_front(
+    fleet: Fleet, settings: GatewaySettings, door: list[Middleware], process: CollectorRegistry
+) -> Router:
+    """`process`: what is counted of the process."""
+
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         async with fleet:
             yield
 
-    views = _Views(fleet)
+    views, overview = _Views(fleet), Overview(fleet, process)
     session = "/mars/sessions/{session_id:path}"
     return Router(
         lifespan=lifespan,
@@ -63,30 +68,13 @@ def build_front(fleet: Fleet, settings: GatewaySettings, door: list[Middleware])
             Route("/mars/engines", views.add, methods=["POST"]),
             Route("/mars/engines", views.leave, methods=["DELETE"]),
             Route("/mars/engines/drain", views.drain, methods=["POST"]),
-            Route("/mars/sessions", views.sessions),
+            Route("/mars/status", overview.status),
+            Route("/mars/sessions", overview.sessions),
+            Route("/metrics", overview.metrics),
             Route(session + "/end", views.end, methods=["POST"]),
             Route(session, views.end, methods=["DELETE"]),
-            Route("/mars/{rest:path}", _OfOne(fleet)),
-            Route("/metrics", _OfOne(fleet)),
         ],
     )
-
-
-class _OfOne:
-    """What one engine's gate shows."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = Request(scope).query_params.get("engine", "")
-        for member in self._fleet:
-            if member.url == wanted:
-                await member.app({**scope}, receive, send)
-                return
-        urls = ", ".join(member.url for member in self._fleet)
-        error = {"error": f"name the engine by ?engine=URL; these are here: {urls}"}
-        await _json(error, 404)(scope, receive, send)
 
 
 class _Views:
@@ -123,12 +111,6 @@ class _Views:
         except InputError as error:
             return _json({"error": str(error)}, 404)
 
-    async def sessions(self, request: Request) -> Response:
-        rows: list[Any] = []
-        for member in self._fleet:
-            rows += [row | {"engine": member.url} for row in await _ask(member, request.scope)]
-        return _json(rows)
-
     async def end(self, request: Request) -> Response:
         session_id = SessionId(request.path_params["session_id"])
         home = self._fleet.home(session_id)
@@ -148,20 +130,6 @@ def _row(member: Member) -> EngineRow:
         calls=view.calls,
         kv_frac=view.kv_frac,
     )
-
-
-async def _ask(member: Member, scope: Scope) -> list[dict[str, Any]]:
-    """The rows that its own view of this path shows."""
-    body = bytearray()
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        body.extend(message.get("body", b""))
-
-    await member.app({**scope}, receive, send)
-    return msgspec.json.decode(bytes(body), type=list[dict[str, Any]])
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -56,11 +56,13 @@ class Gauges(Collector):
         if control.window is not None:
             text = "How many sessions may be active (of policies that have a window)."
             yield _gauge("mars_window_sessions", text, control.window)
+        kept_out = len(control.held_back)
         gated = GaugeMetricFamily(
             "mars_gated_sessions", "Sessions at the gate, by what shuts it.", labels=["limit"]
         )
         for limit in ev.LIMITS:
-            here = phases[Phase.GATED] if limit == self._limit else 0
+            here = phases[Phase.GATED] - kept_out if limit == self._limit else 0
+            here += kept_out if limit == "tenant limit" else 0
             gated.add_metric([limit or "none named"], here)
         yield gated
 

@@ -9,7 +9,7 @@ that were seen; the others are `other`. A session's id is never one.
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
@@ -43,7 +43,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
         self._sessions = _Sessions(self.registry)
         self._calls = _Calls(self.registry)
         self._kv = _Kv(self.registry)

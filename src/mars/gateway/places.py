@@ -34,9 +34,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     turn: int
     tools: Mapping[ToolId, float]
     """Queued or running tool calls, and when they were last heard of."""
+    engine: str
+    """URL of the engine that it was at; empty: a log of before they said so."""
 
-    def arrived(self, parent_id: SessionId | None) -> ev.SessionArrived:
-        """As it is told again; its parent if that is here too."""
+    def arrived(self, engine: str, parent_id: SessionId | None) -> ev.SessionArrived:
+        """As it is told again by the gate of an engine; its parent if that is here too."""
         return ev.SessionArrived(
             at_s=self.arrived_s,
             session_id=self.session_id,
@@ -46,6 +48,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
             tenant=self.identity.tenant,
             was_in=True,
             turn=self.turn,
+            engine=engine,
         )
 
 
@@ -111,6 +114,7 @@ class _Life:
             prompt_bytes=self.prompt_bytes or arrived.prompt_bytes,
             turn=self.turn,
             tools=self.tools,
+            engine=arrived.engine,
         )
 
 

@@ -5,15 +5,14 @@ call found in the cache, what the engine holds for it, which tools it runs. The 
 plane's own table.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
 from mars.core import events as ev
-from mars.core.control import ControlPlane
 from mars.core.ids import SessionId, ToolId
 from mars.core.session import Phase, Session
+from mars.gateway.desk import Desk
 
 
 class ToolRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +25,8 @@ class ToolRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     session_id: SessionId
+    engine: str
+    """URL of the engine that it is at."""
     rule: str
     """Which rule named it: `header NAME`, `body FIELD`, or `none`."""
     tenant: str
@@ -80,11 +81,33 @@ class Roster:
             case _:
                 pass
 
-    def rows(self, control: ControlPlane, now_s: float) -> Iterator[SessionRow]:
-        for session in control.sessions.values():
-            seen = self._seen.get(session.session_id) or _Seen("", "")
-            why = control.why_not if session.phase is Phase.GATED else ""
-            yield _row(session, seen, why, now_s)
+    def rows(self, desk: Desk, now_s: float) -> list[SessionRow]:
+        kept_out = desk.control.held_back
+        return [
+            self._row(desk, session, kept_out.get(session.session_id), now_s)
+            for session in desk.control.sessions.values()
+        ]
+
+    def _row(self, desk: Desk, session: Session, limit: str | None, now_s: float) -> SessionRow:
+        """`limit`: of its tenant, that keeps it out."""
+        seen = self._seen.get(session.session_id) or _Seen("", "")
+        return SessionRow(
+            session_id=session.session_id,
+            engine=desk.engine,
+            rule=seen.rule,
+            tenant=seen.tenant,
+            parent_id=session.parent_id,
+            phase=session.phase.value,
+            phase_s=now_s - session.since_s,
+            age_s=now_s - session.arrived_s,
+            why=(limit or desk.control.why_not) if session.phase is Phase.GATED else "",
+            turn=session.turn,
+            context_tokens=session.context_tokens,
+            served_tokens=session.served_tokens,
+            warm_frac=seen.warm_frac,
+            held_tokens=seen.held_tokens,
+            tools=[_tool_row(tool, now_s) for tool in seen.tools.values()],
+        )
 
 
 def _hear_engine(seen: _Seen, event: ev.CallServed | ev.KvHeld | ev.KvReleased) -> None:
@@ -105,27 +128,9 @@ def _hear_tool(seen: _Seen, event: ev.ToolEvent) -> None:
         seen.tools[event.tool_id] = event
 
 
-def _row(session: Session, seen: _Seen, why: str, now_s: float) -> SessionRow:
-    return SessionRow(
-        session_id=session.session_id,
-        rule=seen.rule,
-        tenant=seen.tenant,
-        parent_id=session.parent_id,
-        phase=session.phase.value,
-        phase_s=now_s - session.since_s,
-        age_s=now_s - session.arrived_s,
-        why=why,
-        turn=session.turn,
-        context_tokens=session.context_tokens,
-        served_tokens=session.served_tokens,
-        warm_frac=seen.warm_frac,
-        held_tokens=seen.held_tokens,
-        tools=[
-            ToolRow(
-                tool=tool.tool,
-                state="running" if isinstance(tool, ev.ToolStarted) else "queued",
-                state_s=now_s - tool.at_s,
-            )
-            for tool in seen.tools.values()
-        ],
+def _tool_row(tool: ev.ToolQueued | ev.ToolStarted, now_s: float) -> ToolRow:
+    return ToolRow(
+        tool=tool.tool,
+        state="running" if isinstance(tool, ev.ToolStarted) else "queued",
+        state_s=now_s - tool.at_s,
     )

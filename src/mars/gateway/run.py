@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from mars.core.control import ControlPlane
 from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
-from mars.gateway.app import build_app
+from mars.core.quotas import Quotas
+from mars.gateway.app import GateApp, build_app
 from mars.gateway.desk import Desk
 from mars.gateway.heads import BoundedHeads
 from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
+from mars.gateway.record import of_process, recording
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.upstream import Upstream
+from mars.gateway.upstream import base_url
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
-from mars.stream.log import LogWriter, set_aside
 
 _log: Final = logging.getLogger(__name__)
 _FLUSH_S: Final = 0.2
@@ -65,26 +65,30 @@ async def serve(
     used, PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
-        # of several engines no log says which had a session: there it comes as a new one
-        places = _left_behind(log) if len(upstream) == 1 else []
-        record = stack.enter_context(_recording(log, log_settings))
+        places = _left_behind(log)
+        record = stack.enter_context(recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
-        def gate(url: str, keys: KeyRing | None) -> tuple[Desk, Router, Upstream]:
-            control = ControlPlane(build_admission(scheduling), scheduling.gate)
-            desk = Desk(control, settings, record=record.write, publish=publisher)
+        process = of_process(record)
+        quotas = Quotas(scheduling.tenants)
+
+        def gate(url: str, keys: KeyRing | None) -> tuple[Desk, GateApp]:
+            control = ControlPlane(build_admission(scheduling), scheduling.gate, quotas)
+            desk = Desk(
+                control, settings, record=record.write, publish=publisher, engine=base_url(url)
+            )
             desk.read_by(Journal().observe)
-            router, connections = build_app(desk, url, settings, keys)
-            for place in places:
-                desk.restore(place)
-            return desk, router, connections
+            return desk, build_app(desk, url, settings, keys)
 
         served = (
-            one_engine(upstream[0], subscribe, ring, gate)
+            one_engine(upstream[0], subscribe, ring, gate, process)
             if len(upstream) == 1
-            else several_engines(upstream, subscribe, ring, gate, settings)
+            else several_engines(upstream, subscribe, ring, gate, settings, process=process)
         )
+        for place in places:
+            served.restore(place)
+        record.flush()  # who kills us before the first flush shall not have ended them
         listener = stack.enter_context(_bound(host, port))
         if ring is None and not _is_loopback(listener):
             _warn(f"{host} can be reached from outside, and no key is asked for: see mars key -h")
@@ -218,46 +222,3 @@ def _left_behind(log: Path | None) -> list[Place]:
     except InputError as error:
         _log.warning("sessions before this start are not known: %s", error)
         return []
-
-
-class _Record:
-    """The log. A disk that fails costs the log, not the traffic."""
-
-    def __init__(self, log: LogWriter | None) -> None:
-        self._log = log
-        self._last: Event | None = None
-
-    def write(self, event: Event) -> None:
-        if event is self._last:
-            return  # all desks of a fleet are told of it
-        self._last = event
-        self._try(lambda log: log.write(event))
-
-    def flush(self) -> None:
-        self._try(LogWriter.flush)
-
-    def close(self) -> None:
-        self._try(LogWriter.close)
-
-    def _try(self, do: Callable[[LogWriter], None]) -> None:
-        if self._log is None:
-            return
-        try:
-            do(self._log)
-        except OSError as error:
-            self._log = None
-            _log.error("the event log ends here: %s", error)
-
-
-@contextmanager
-def _recording(path: Path | None, settings: dict[str, Any]) -> Iterator[_Record]:
-    try:
-        if path is not None:
-            set_aside(path)
-        record = _Record(LogWriter(path, settings) if path is not None else None)
-    except OSError as error:
-        raise InputError(f"cannot write the event log {path}: {error.strerror}") from None
-    try:
-        yield record
-    finally:
-        record.close()

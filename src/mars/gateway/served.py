@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, NamedTuple
 
+from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.routing import Router
 
+from mars.gateway.app import GateApp
 from mars.gateway.desk import Desk
 from mars.gateway.door import Door, read_secret
 from mars.gateway.ear import Ear
 from mars.gateway.fleet import Fleet, Member
 from mars.gateway.front import build_front
 from mars.gateway.keys import KeyRing
+from mars.gateway.places import Place
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.upstream import Upstream
 
 LOOK_S: Final = 0.5
 
@@ -31,15 +33,27 @@ class Served(NamedTuple):
     """End all sessions, saying why, and let nobody in any more."""
     cut: Callable[[], Awaitable[None]]
     """Close all connections to engines."""
+    restore: Callable[[Place], None]
+    """Give a session its place back that it had before a gateway that is gone. Not while it serves:
+    by then it may have come as a new one."""
 
 
-Gate = Callable[[str, KeyRing | None], tuple[Desk, Router, Upstream]]
-"""Makes the gate before an engine, and the connections to it, given its URL and who may come in."""
+Gate = Callable[[str, KeyRing | None], tuple[Desk, GateApp]]
+"""Makes the gate before an engine, given its URL and who may come in."""
 
 
-def one_engine(upstream: str, subscribe: Sequence[str], ring: KeyRing | None, gate: Gate) -> Served:
-    desk, app, connections = gate(upstream, ring)
-    return Served(app, _living(desk, subscribe), desk.close, connections.close)
+def one_engine(
+    upstream: str,
+    subscribe: Sequence[str],
+    ring: KeyRing | None,
+    gate: Gate,
+    process: CollectorRegistry,
+) -> Served:
+    """`process`: what is counted of the process."""
+    desk, app = gate(upstream, ring)
+    app.shown.registry.register(process)
+    life = _living(desk, subscribe)
+    return Served(app.router, life, desk.close, app.upstream.close, desk.restore)
 
 
 def several_engines(
@@ -48,12 +62,14 @@ def several_engines(
     ring: KeyRing | None,
     gate: Gate,
     settings: GatewaySettings,
+    *,
+    process: CollectorRegistry,
 ) -> Served:
     """Its engines' gates have no door of their own: theirs is the fleet's."""
 
     def member(url: str, facts: str) -> Member:
-        desk, app, connections = gate(url, None)
-        return Member(connections.url, facts, desk, app, connections)
+        desk, app = gate(url, None)
+        return Member(app.upstream.url, facts, desk, app.router, app.upstream, app.shown)
 
     @asynccontextmanager
     async def live(member: Member) -> AsyncIterator[None]:
@@ -75,7 +91,8 @@ def several_engines(
         url, _, facts = upstream.partition("=")
         fleet.found(url, facts)
     door = [] if ring is None else [Middleware(Door, ring, read_secret(settings.engine_key_file))]
-    return Served(build_front(fleet, settings, door), hearing(), fleet.close, fleet.cut)
+    app = build_front(fleet, settings, door, process)
+    return Served(app, hearing(), fleet.close, fleet.cut, fleet.restore)
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ class QueueFullError(MarsError):
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         super().__init__(f"{waiting} sessions wait at the gate, and no more may")
+        self.waiting = waiting
         self.retry_after_s = retry_after_s
 
 

@@ -42,13 +42,18 @@ _AUTOMATIC: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that aiohttp would add; what the client did not say, the engine shall not hear."""
 
 
+def base_url(url: str) -> str:
+    """Of an engine: its name, however its address was written. Raises InputError."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise InputError(f"the engine's address {url!r} is not of the form http://host:port")
+    return url.rstrip("/").removesuffix("/v1")
+
+
 class Upstream:
     def __init__(self, url: str, settings: GatewaySettings) -> None:
         """`url`: http://host:port; a path is put before that of each request. Raises InputError."""
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.netloc:
-            raise InputError(f"the engine's address {url!r} is not of the form http://host:port")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = base_url(url)
         self._set = settings
         self._client: aiohttp.ClientSession | None = None
 

@@ -20,6 +20,7 @@ from mars.core.admission import Open
 from mars.core.control import ControlPlane
 from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId
+from mars.core.quotas import Quotas
 from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
 from mars.sim.agenda import Agenda
 from mars.sim.agents import Agents
@@ -97,7 +98,7 @@ class Simulation:
         self._agenda = Agenda()
         admission = build_admission(settings.scheduling)
         bounds = msgspec.structs.replace(settings.scheduling.gate, blind_s=inf)
-        self._control = ControlPlane(admission, bounds)
+        self._control = ControlPlane(admission, bounds, Quotas(settings.scheduling.tenants))
         policy = build_policy(settings.scheduling)
         self._steers = not isinstance(admission, Open)
         """Who lets everybody in reads neither samples nor what sessions do."""
