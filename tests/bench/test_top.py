@@ -139,12 +139,18 @@ class Terminal:
         return lambda: text.encode() in self.shown
 
 
+def _hears_ctrl_c() -> None:
+    """As at a terminal, even where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @asynccontextmanager
 async def in_terminal(*arguments: str) -> AsyncIterator[Terminal]:
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *TOP, *arguments, stdin=theirs, stdout=theirs, stderr=theirs,
         env={**os.environ, "COLUMNS": "120", "LINES": "30", "TERM": "xterm"},
+        preexec_fn=_hears_ctrl_c,
     )  # fmt: skip
     os.close(theirs)
     terminal = Terminal(process, ours)
