@@ -13,7 +13,7 @@ PYENV         := $(firstword $(shell pyenv root 2>/dev/null) $(HOME)/.pyenv)
 AGENTS_PYTHON ?= $(firstword $(wildcard $(PYENV)/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
 AGENTS        := .venv-agents
 
-.PHONY: demo test twin check bench clean
+.PHONY: demo test search twin check bench clean
 
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
 demo: $(READY)
@@ -27,6 +27,10 @@ test: check $(AGENTS)/.ready
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
 	$(BIN)/pytest -n 2 --dist loadfile $(PURE)
 	$(BIN)/pytest $(filter-out $(PURE) tests/__pycache__/,$(wildcard tests/*/ tests/test_*.py))
+
+# The random tests of the pure rooms on a thousand new examples each.
+search: check
+	$(BIN)/pytest -n 2 --dist worksteal --hypothesis-profile search -m "not engine" -k "not twin" $(PURE)
 
 # The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.
 twin: $(READY)
