@@ -28,9 +28,9 @@ test: check $(AGENTS)/.ready
 	$(BIN)/pytest -n 2 --dist loadfile $(PURE)
 	$(BIN)/pytest $(filter-out $(PURE) tests/__pycache__/,$(wildcard tests/*/ tests/test_*.py))
 
-# The random tests of the pure rooms on a thousand new examples each.
+# The random tests on a thousand new examples each.
 search: check
-	$(BIN)/pytest -n 2 --dist worksteal --hypothesis-profile search -m "not engine" -k "not twin" $(PURE)
+	$(BIN)/pytest -n 2 --dist worksteal --hypothesis-profile search -m hypothesis
 
 # The simulator beside the real vLLM scheduler, every step of more than a thousand workloads.
 twin: $(READY)
