@@ -149,9 +149,10 @@ async def test_openai_sees_that_an_answer_is_short(
 class TestDisconnect:
     """A client that leaves takes its call with it, wherever the call is."""
 
-    async def test_before_the_first_byte(self, engine: Engine, rig: Rig) -> None:
+    @pytest.mark.parametrize("size", [10, 300_000], ids=["short", "that stopped the reading"])
+    async def test_before_the_first_byte(self, engine: Engine, rig: Rig, size: int) -> None:
         engine.script = hanging
-        call = rig.post("s")
+        call = rig.post("s", messages=[{"role": "user", "content": "x" * size}])
         exchange = await engine.called(1)
         assert rig.phases == {"s": "queued"}
         call.cancel()

@@ -34,15 +34,17 @@ from mars.core.quotas import Quotas, Seats
 from mars.core.session import Phase, Session
 from mars.core.sign import Sign
 
-_MAY_OPEN: Final = (
-    ev.SessionArrived,
-    ev.SessionReturned,
-    ev.SessionEnded,
-    ev.CallFinished,
-    ev.CallServed,
-    ev.ToolFinished,
-    ev.EngineSampled,
-    ev.ToolsSampled,
+_MAY_OPEN: Final[frozenset[type[ev.Event]]] = frozenset(
+    {
+        ev.SessionArrived,
+        ev.SessionReturned,
+        ev.SessionEnded,
+        ev.CallFinished,
+        ev.CallServed,
+        ev.ToolFinished,
+        ev.EngineSampled,
+        ev.ToolsSampled,
+    }
 )
 """Facts after which the gate is asked about: the others tell it nothing new."""
 
@@ -150,7 +152,7 @@ class ControlPlane:
             case _:
                 assert_never(event)
         self._admission.observe(event)
-        return self._open_gate(event.at_s) if isinstance(event, _MAY_OPEN) else []
+        return self._open_gate(event.at_s) if type(event) in _MAY_OPEN else []
 
     def tick(self, now_s: float) -> list[Decision]:
         """Ask again who may enter: a window that waits for time to pass must not need an event."""

@@ -284,16 +284,18 @@ SessionEvent = (
 OfNoSession = SessionRefused | GateShut | FailOpenChanged | EngineSampled | ToolsSampled
 """Of the machine, and of one who never came to be a session."""
 Event = SessionEvent | OfNoSession
-OfGateway = (
-    SessionArrived
-    | SessionAdmitted
-    | SessionPaused
-    | SessionReturned
-    | CallQueued
-    | CallFinished
-    | SessionEnded
-    | SessionRefused
-    | GateShut
-    | FailOpenChanged
+OF_GATEWAY: Final[frozenset[type[Event]]] = frozenset(
+    {
+        SessionArrived,
+        SessionAdmitted,
+        SessionPaused,
+        SessionReturned,
+        CallQueued,
+        CallFinished,
+        SessionEnded,
+        SessionRefused,
+        GateShut,
+        FailOpenChanged,
+    }
 )
 """The facts of which the gateway is the source."""

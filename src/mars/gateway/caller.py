@@ -15,6 +15,7 @@ from typing import Final, Self
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from mars.gateway.heads import LEFT
 from mars.gateway.wires import Error, wire_of
 
 _STREAM_HEADERS: Final = [
@@ -80,13 +81,12 @@ class Caller:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 servers run each request in a task
         self._task = task
-        self._watch = asyncio.create_task(self._wait_for_the_end())
+        self._left: asyncio.Future[None] = self.scope[LEFT]
+        self._left.add_done_callback(self._leave)
         return self
 
-    async def _wait_for_the_end(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._whole:  # servers also say "disconnect" after a whole answer
+    def _leave(self, _: object) -> None:
+        if not self._whole:
             self.gone = True
             self._task.cancel()
 
@@ -96,7 +96,7 @@ class Caller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._watch.cancel()
+        self._left.remove_done_callback(self._leave)
         if self.gone:
             self._task.uncancel()
         return self.gone and kind is asyncio.CancelledError

@@ -3,8 +3,8 @@
 import re
 import time
 from collections.abc import Iterable
+from secrets import token_hex
 from typing import Final
-from uuid import uuid4
 
 from mars.core.ids import CallId, SessionId
 from mars.gateway.stay import Call, Stay
@@ -23,7 +23,7 @@ class OpenCalls:
     def open(self, stay: Stay, wanted: str, *, final: bool) -> Call:
         """A call, named `wanted` if that can be its name. To be followed by `close`."""
         usable = _NAME.fullmatch(wanted) and wanted not in self._names
-        call_id = CallId(wanted if usable else uuid4().hex)
+        call_id = CallId(wanted if usable else token_hex(16))
         call = Call(call_id, stay, final, queued_s=time.monotonic())
         self._names.add(call_id)
         stay.calls.add(call)

@@ -8,8 +8,8 @@ Nothing here awaits between a check and what it guards: each method is one step 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from secrets import token_hex
 from typing import Final
-from uuid import uuid4
 
 from mars.core import events as ev
 from mars.core.control import ControlPlane
@@ -96,7 +96,7 @@ class Desk:
         """
         if self.stopped:
             raise SessionOverError("the gateway stops")
-        session_id = identity.session_id or SessionId(f"anon-{uuid4().hex}")
+        session_id = identity.session_id or SessionId(f"anon-{token_hex(16)}")
         stay = self._stays.get(session_id) or self._arrive(
             session_id, identity, prompt_bytes, patience_s()
         )

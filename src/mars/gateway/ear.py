@@ -51,7 +51,7 @@ class Ear:
         try:
             for event in islice(self._events, _BATCH):
                 taken += 1
-                if not isinstance(event, ev.OfGateway):  # each fact has one source
+                if type(event) not in ev.OF_GATEWAY:  # each fact has one source
                     self._desk.hear(event)
         except ValueError:  # a message that is none of ours; it has ended the iterator
             self._garbled += 1

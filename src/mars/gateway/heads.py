@@ -1,4 +1,10 @@
-"""uvicorn's protocol with a bound: httptools collects a request line and headers without end."""
+"""uvicorn's protocol, and what ours needs besides.
+
+A bound: httptools collects a request line and headers without end.
+
+A client that leaves is told of by a future in the request's scope. ASGI's own word for it is a
+message, for which every request would need a second task.
+"""
 
 from typing import Final
 
@@ -17,7 +23,11 @@ _TOO_LARGE: Final = (
 )
 
 
-class BoundedHeads(HttpToolsProtocol):
+LEFT: Final = "mars.left"
+"""In the scope: a future that is done when the client has left before its answer was whole."""
+
+
+class GatewayProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_body = False
 
@@ -31,8 +41,19 @@ class BoundedHeads(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[LEFT] = self.loop.create_future()  # type: ignore[typeddict-unknown-key]
         self._head_bytes, self._in_body = 0, False
 
     def on_headers_complete(self) -> None:
         self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self.pipeline:  # a large body stops it, and an end that is not read is not seen
+            self.flow.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if getattr(self.cycle, "disconnected", False):  # None before its first request
+            self.cycle.scope[LEFT].set_result(None)  # type: ignore[typeddict-item]

@@ -7,6 +7,8 @@ Labels are few, whatever the traffic: kinds of reasons, and names of the first t
 that were seen; the others are `other`. A session's id is never one.
 """
 
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -55,7 +57,7 @@ class Metrics:
             case ev.CallServed() | ev.CallPreempted() | ev.KvHeld() | ev.KvDropped():
                 self._kv.observe(event)
             case ev.KvReleased():
-                self._kv.released.labels(event.why).inc()
+                self._kv.released(event.why).inc()
             case ev.ToolStarted() | ev.ToolFinished():
                 self._tools.observe(event)
             case (
@@ -72,29 +74,27 @@ class Metrics:
                 pass  # what is now, not what has happened: see gauges
 
 
+def _counters(
+    name: str, text: str, labels: Sequence[str], registry: CollectorRegistry
+) -> Callable[..., Counter]:
+    """By the values of its labels; kept, since to look one up takes longer than to count."""
+    return cache(Counter(name, text, labels, registry=registry).labels)
+
+
 class _Sessions:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.arrived = Counter(
-            "mars_sessions_arrived",
-            "Sessions that came, by tenant.",
-            ["tenant"],
-            registry=registry,
+        self.arrived = _counters(
+            "mars_sessions_arrived", "Sessions that came, by tenant.", ["tenant"], registry
         )
         self.refused = Counter(
             "mars_sessions_refused", "Sessions that found the queue full.", registry=registry
         )
-        self.admitted = Counter(
-            "mars_admissions",
-            "Sessions let in, by what let them in.",
-            ["by"],
-            registry=registry,
+        self.admitted = _counters(
+            "mars_admissions", "Sessions let in, by what let them in.", ["by"], registry
         )
         self.paused = Counter("mars_pauses", "Sessions sent back to the gate.", registry=registry)
-        self.ended = Counter(
-            "mars_sessions_ended",
-            "Sessions that left, by what ended them.",
-            ["by"],
-            registry=registry,
+        self.ended = _counters(
+            "mars_sessions_ended", "Sessions that left, by what ended them.", ["by"], registry
         )
         self.gate_wait = Histogram(
             "mars_gate_wait_seconds",
@@ -120,31 +120,31 @@ class _Sessions:
         match event:
             case ev.SessionArrived():
                 tenant = self._tenants[event.session_id] = self._names.label(event.tenant)
-                self.arrived.labels(tenant).inc()
+                self.arrived(tenant).inc()
                 if not event.was_in:
                     self._waits_since_s[event.session_id] = event.at_s
             case ev.SessionReturned():
                 self._waits_since_s[event.session_id] = event.at_s
             case ev.SessionAdmitted():
-                self.admitted.labels(event.by).inc()
+                self.admitted(event.by).inc()
                 since_s = self._waits_since_s.pop(event.session_id, None)
                 if since_s is not None:  # else none of its requests was at the gate
                     self.gate_wait.observe(event.at_s - since_s)
             case ev.SessionPaused():
                 self.paused.inc()
             case ev.SessionEnded():
-                self.ended.labels(event.by).inc()
+                self.ended(event.by).inc()
                 self._tenants.pop(event.session_id, None)
                 self._waits_since_s.pop(event.session_id, None)
 
 
 class _Calls:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.finished = Counter(
+        self.finished = _counters(
             "mars_calls",
             "Calls that are over, by outcome and tenant.",
             ["outcome", "tenant"],
-            registry=registry,
+            registry,
         )
         self.first_byte = Histogram(
             "mars_first_byte_seconds",
@@ -164,7 +164,7 @@ class _Calls:
         if isinstance(event, ev.CallQueued):
             self._since_s[event.call_id] = event.at_s
             return
-        self.finished.labels(_outcome(event), tenant).inc()
+        self.finished(_outcome(event), tenant).inc()
         if event.first_byte_s is not None:
             self.first_byte.observe(event.first_byte_s)
         if (since_s := self._since_s.pop(event.call_id, None)) is not None:
@@ -185,12 +185,13 @@ class _Kv:
     """What the engine tells: an engine without our plugin tells nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.prompt = Counter(
+        prompt = Counter(
             "mars_prompt_tokens",
             "Prompt tokens of calls that the engine served: warm were in its cache.",
             ["kv"],
             registry=registry,
         )
+        self.warm, self.cold = prompt.labels("warm"), prompt.labels("cold")
         self.computed = Counter(
             "mars_computed_tokens",
             "Tokens the model was run on, prefill and decode, again after preemptions.",
@@ -206,15 +207,15 @@ class _Kv:
         self.preempted = Counter("mars_preemptions", "Calls set back.", registry=registry)
         self.held = Counter("mars_kv_held", "Calls whose KV was then held.", registry=registry)
         self.dropped = Counter("mars_kv_dropped", "Calls whose KV was not held.", registry=registry)
-        self.released = Counter(
-            "mars_kv_released", "Holds that ended, by what ended them.", ["by"], registry=registry
+        self.released = _counters(
+            "mars_kv_released", "Holds that ended, by what ended them.", ["by"], registry
         )
 
     def observe(self, event: ev.CallServed | ev.CallPreempted | ev.KvHeld | ev.KvDropped) -> None:
         match event:
             case ev.CallServed():
-                self.prompt.labels("warm").inc(event.cached_tokens)
-                self.prompt.labels("cold").inc(max(0, event.prompt_tokens - event.cached_tokens))
+                self.warm.inc(event.cached_tokens)
+                self.cold.inc(max(0, event.prompt_tokens - event.cached_tokens))
                 self.computed.inc(event.computed_tokens)
                 self.made.inc(event.made_tokens)
                 self.queued.observe(event.queued_s)
@@ -228,11 +229,11 @@ class _Kv:
 
 class _Tools:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.finished = Counter(
+        self.finished = _counters(
             "mars_tools",
             "Tool calls that are over, by name and by what ended them.",
             ["tool", "by"],
-            registry=registry,
+            registry,
         )
         self.waited = Histogram(
             "mars_tool_wait_seconds",
@@ -246,8 +247,8 @@ class _Tools:
             registry=registry,
             buckets=_SECONDS,
         )
-        self.cpu = Counter(
-            "mars_tool_cpu_seconds", "CPU time of tools, by name.", ["tool"], registry=registry
+        self.cpu = _counters(
+            "mars_tool_cpu_seconds", "CPU time of tools, by name.", ["tool"], registry
         )
         self._names = Names()
 
@@ -256,7 +257,7 @@ class _Tools:
             self.waited.observe(event.wait_s)
             return
         tool = self._names.label(event.tool)
-        self.finished.labels(tool, event.why).inc()
+        self.finished(tool, event.why).inc()
         if event.exit_code is not None:  # else it never ran
             self.ran.observe(event.run_s)
-            self.cpu.labels(tool).inc(event.cpu_s)
+            self.cpu(tool).inc(event.cpu_s)

@@ -22,7 +22,7 @@ from mars.core.events import Event
 from mars.core.quotas import Quotas
 from mars.gateway.app import GateApp, build_app
 from mars.gateway.desk import Desk
-from mars.gateway.heads import BoundedHeads
+from mars.gateway.heads import GatewayProtocol
 from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
@@ -103,7 +103,7 @@ async def serve(
 def server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedHeads,
+        http=GatewayProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -62,9 +62,10 @@ class Telling:
             decisions = self._answer(lambda: self._control.handle(fact))  # noqa: B023 asked at once
             for read in self.readers:
                 read(fact)
-            self._facts.extend(self._carry_out(decisions))
+            if decisions:
+                self._facts.extend(self._carry_out(decisions))
             self._notice(fact)
-            if isinstance(fact, ev.OfGateway):
+            if type(fact) in ev.OF_GATEWAY:
                 own.append(fact)
             self._facts.popleft()
         if own:
