@@ -146,13 +146,19 @@ def full_kv() -> ev.EngineSampled:
 
 
 def checked_desk(
-    scheduling: Scheduling | Admission, settings: GatewaySettings, broken: list[str]
+    scheduling: Scheduling | Admission,
+    settings: GatewaySettings,
+    broken: list[str],
+    *,
+    quotas: Quotas | None = None,
+    engine: str = "",
 ) -> tuple[Desk, list[ev.Event]]:
     """A desk, its facts, and in `broken` each invariant that a fact left broken."""
     if isinstance(scheduling, Scheduling):
-        admission, quotas = build_admission(scheduling), Quotas(scheduling.tenants)
+        admission = build_admission(scheduling)
+        quotas = quotas or Quotas(scheduling.tenants)
     else:
-        admission, quotas = scheduling, None
+        admission = scheduling
     control = ControlPlane(admission, quotas=quotas)
     events: list[ev.Event] = []
 
@@ -166,7 +172,7 @@ def checked_desk(
     def publish(own: Sequence[ev.Event]) -> None:
         assert own
 
-    return Desk(control, settings, record=record, publish=publish), events
+    return Desk(control, settings, record=record, publish=publish, engine=engine), events
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from mars.core import events as ev
+from mars.core.admission import GatedView
 from mars.core.control import ControlPlane
 from mars.core.decisions import Decision, FailOpen, Shut, said
 from mars.core.ids import SessionId
@@ -21,14 +22,7 @@ from mars.gateway.names import EngineNames
 from mars.gateway.places import Place
 from mars.gateway.queue import Queue
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import (
-    Asking,
-    Call,
-    CallEnd,
-    OtherTenantError,
-    SessionOverError,
-    Stay,
-)
+from mars.gateway.stay import Asking, Call, CallEnd, OtherTenantError, SessionOverError, Stay
 from mars.gateway.telling import Telling
 
 _COME_BACK: Final = "its session was ended, and has come back"
@@ -116,6 +110,20 @@ class Desk:
         stay = self._begin(place.arrived(self.engine, parent_id), parent)
         stay.heard_s, stay.tools = place.heard_s, dict(place.tools)
         self._settle(stay)
+
+    def first_to_move(self) -> GatedView | None:
+        """Who has waited longest of those that could as well wait elsewhere."""
+        may = (it for it in self.control.offered if self._stays[it.session_id].may_move)
+        return next((it for it in may if not it.returning), None)
+
+    def hand_over(self, session_id: SessionId, to: "Desk") -> None:
+        """It waits on at another gate, to which its requests follow it."""
+        stay = self._stays[session_id]
+        arrived = stay.arrives_at(to.engine, time.monotonic())
+        self._end(stay, f"it goes on at {to.engine}, which has room", "moved")
+        taken = to._begin(arrived, None)  # noqa: SLF001 another of us
+        taken.gone = True  # its client, as far as can be seen from there
+        to._settle(taken)  # noqa: SLF001
 
     def call_started(
         self, stay: Stay, *, wanted: str = "", prompt_bytes: int = 0, final: bool = False
@@ -242,14 +250,7 @@ class Desk:
 
     def _refuse_if_full(self, session_id: SessionId, tenant: str, now_s: float) -> None:
         if (error := self._queue.full_for(tenant, self.control, now_s)) is not None:
-            self.emit(
-                ev.SessionRefused(
-                    at_s=now_s,
-                    session_id=session_id,
-                    waiting=error.waiting,
-                    retry_after_s=error.retry_after_s,
-                )
-            )
+            self.emit(error.refused(session_id, now_s))
             raise error
 
     async def _wait(self, stay: Stay, asking: Asking) -> None:
@@ -271,7 +272,7 @@ class Desk:
             raise
         stay.waiting.discard(gate)
         if stay.over:
-            raise SessionOverError(stay.over)
+            raise SessionOverError(stay.over, stay.session_id)
 
     def _return(self, stay: Stay, asking: Asking) -> None:
         stay.away = False

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
 
+import msgspec
+
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.errors import MarsError
@@ -18,6 +20,10 @@ from mars.gateway.settings import GatewaySettings
 
 class SessionOverError(MarsError):
     """The session was ended while its request waited at the gate; the text says why."""
+
+    def __init__(self, why: str, session_id: SessionId | None = None) -> None:
+        super().__init__(why)
+        self.session_id = session_id
 
 
 class OtherTenantError(MarsError):
@@ -32,6 +38,14 @@ class QueueFullError(MarsError):
         self.waiting = waiting
         self.retry_after_s = retry_after_s
 
+    def refused(self, session_id: SessionId, now_s: float) -> ev.SessionRefused:
+        return ev.SessionRefused(
+            at_s=now_s,
+            session_id=session_id,
+            waiting=self.waiting,
+            retry_after_s=self.retry_after_s,
+        )
+
 
 class Asking(NamedTuple):
     """A request that asks to enter."""
@@ -45,6 +59,7 @@ class Asking(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Stay:
     session_id: SessionId
+    arrived: ev.SessionArrived
     heard_s: float
     """Last sign of life, on the machine's monotonic clock."""
     admitted: bool = False
@@ -63,10 +78,20 @@ class Stay:
     tools: dict[ToolId, float] = field(default_factory=dict)
     """Queued or running tool calls, and when they were last heard of."""
     timer: asyncio.TimerHandle | None = None
-    tenant: str = ""
     parent: "Stay | None" = None
     children: int = 0
     """Sessions that it started and that have not ended: it waits for them, and is not silent."""
+
+    @property
+    def tenant(self) -> str:
+        return self.arrived.tenant
+
+    @property
+    def may_move(self) -> bool:
+        """At the gate: it has been in nowhere, was not moved yet, and is bound to nobody here."""
+        was_in = self.admitted or self.away or self.turn
+        bound = self.parent is not None or self.children
+        return not (was_in or bound or self.arrived.waits_since_s is not None)
 
     @property
     def quiet(self) -> bool:
@@ -75,12 +100,12 @@ class Stay:
 
     @classmethod
     def of(cls, arrived: ev.SessionArrived, parent: "Stay | None", now_s: float) -> "Stay":
-        return cls(
-            arrived.session_id,
-            heard_s=now_s,
-            turn=arrived.turn,
-            tenant=arrived.tenant,
-            parent=parent,
+        return cls(arrived.session_id, arrived, heard_s=now_s, turn=arrived.turn, parent=parent)
+
+    def arrives_at(self, engine: str, now_s: float) -> ev.SessionArrived:
+        """As it waits on at the gate of another engine."""
+        return msgspec.structs.replace(
+            self.arrived, at_s=now_s, engine=engine, waits_since_s=self.arrived.first_s
         )
 
     def returned(self, asking: Asking, now_s: float) -> ev.SessionReturned:
