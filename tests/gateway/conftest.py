@@ -24,6 +24,7 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.quotas import Quotas
+from mars.core.slots import Slots
 from mars.core.window import WindowSettings
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
@@ -157,8 +158,9 @@ def checked_desk(
     if isinstance(scheduling, Scheduling):
         admission = build_admission(scheduling)
         quotas = quotas or Quotas(scheduling.tenants)
+        slots = Slots(scheduling.tenants)
     else:
-        admission = scheduling
+        admission, slots = scheduling, None
     control = ControlPlane(admission, quotas=quotas)
     events: list[ev.Event] = []
 
@@ -172,7 +174,8 @@ def checked_desk(
     def publish(own: Sequence[ev.Event]) -> None:
         assert own
 
-    return Desk(control, settings, record=record, publish=publish, engine=engine), events
+    desk = Desk(control, settings, record=record, publish=publish, engine=engine, slots=slots)
+    return desk, events
 
 
 @asynccontextmanager

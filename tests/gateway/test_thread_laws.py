@@ -33,7 +33,7 @@ class Talks:
         self.requests[session_id].append((talk, turn))
         assert found.asked is not None
         stay = Stay.of(ev.SessionArrived(at_s=0.0, session_id=session_id), None, 0.0)
-        call = Call(CallId("c"), stay, final=found.final, queued_s=0.0)
+        call = Call(CallId("c"), stay, found.final, None, queued_s=0.0)
         return AnswerReader(found.asked, self.recall, call)
 
 

@@ -15,6 +15,7 @@ from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.errors import MarsError
 from mars.core.ids import CallId, SessionId, ToolId
+from mars.core.slots import Slot
 from mars.gateway.settings import GatewaySettings
 
 
@@ -72,8 +73,10 @@ class Stay:
     gone: bool = False
     """Its last call was cut by the client."""
     turn: int = 0
+    slots: list[Slot] = field(default_factory=list)
+    """Had for requests that are no calls yet."""
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
-    """Requests at the gate, or just woken and not yet calls."""
+    """Requests at the gate, in the line for a slot, or just woken and not yet calls."""
     calls: set["Call"] = field(default_factory=set)
     tools: dict[ToolId, float] = field(default_factory=dict)
     """Queued or running tool calls, and when they were last heard of."""
@@ -128,6 +131,7 @@ class Stay:
                 )
             case Pause():
                 self.admitted, self.away = False, True
+                self.wake()  # who waits for a slot waits at the gate now
                 return ev.SessionPaused(at_s=now_s, session_id=self.session_id, why=decision.why)
             case _:
                 assert_never(decision)
@@ -181,6 +185,8 @@ class Call:
     stay: Stay
     final: bool
     """Its session ends with it."""
+    slot: Slot | None
+    """Where its tenant's calls are limited."""
     queued_s: float
     """When it was handed to the engine, on the machine's monotonic clock."""
     told: bool = False
