@@ -130,7 +130,8 @@ class _Answer:
 
     def refuse(self, fleet: Fleet) -> None:
         """No engine is there that might serve it."""
-        whys = "; ".join(f"{member.url} {member.state}: {member.why}" for member in fleet)
+        states = [f"{member.url} {member.state}: {member.why}" for member in fleet]
+        whys = "; ".join(states) or "none is here: POST /mars/engines adds one"
         self._held = _refusal(f"no engine can take this request ({whys})")
 
     async def close(self) -> None:
