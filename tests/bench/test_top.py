@@ -15,7 +15,7 @@ from starlette.routing import Route, Router
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway
 from tests.gateway.pair import FOUR_PLACES, eventually
 from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
-from tests.gateway.test_fleet import Two, two
+from tests.gateway.test_fleet import OPEN, Two, two
 
 from mars.gateway.keys import KeyRing, make_key
 
@@ -71,10 +71,15 @@ async def test_before_several_engines_it_shows_each_and_whose_a_session_is(tmp_p
         await fleet.until_state(1, "down")
         await eventually(lambda: has(fleet, "outside"))
         code, said, failed = await run(fleet.url, "--once")
+        first, second = fleet.engine_urls
+        code_of_one, of_one, _ = await run(fleet.url, "--once", "--engine", first + "/")
+        _, of_other, _ = await run(fleet.url, "--once", "--engine", second)
+        code_of_none, _, of_none = await run(fleet.url, "--once", "--engine", "http://nowhere")
         for stream in streams:
             stream.close()
         waiting.cancel()
     assert code == 0, failed
+    urls = ", ".join(fleet.engine_urls)
     first, second = (url.removeprefix("http://") for url in fleet.engine_urls)
     lines = [line.strip() for line in said.splitlines()]
     assert "5 sessions: 4 active; 1 gated, 4 queued" in lines
@@ -84,6 +89,27 @@ async def test_before_several_engines_it_shows_each_and_whose_a_session_is(tmp_p
     assert "down: " in of_second
     (row,) = (line for line in lines if line.startswith("outside"))
     assert row.split()[:3] == ["outside", first, "-"]
+    assert code_of_one == 0
+    assert "gate: 1 wait: the engine's KV capacity is not known yet" in of_one.splitlines()
+    assert "outside" in of_one
+    assert "0 sessions: 0 active; " in of_other
+    assert any(line.startswith("down: ") for line in of_other.splitlines())
+    assert code_of_none == 2
+    assert f"has no engine http://nowhere; it has: {urls}" in of_none
+
+
+async def test_a_gateway_that_has_lost_its_last_engine_says_that(tmp_path: Path) -> None:
+    async with two(tmp_path, *OPEN) as fleet:
+        for url in fleet.engine_urls:
+            assert await fleet.tell("DELETE", f"/mars/engines?url={url}") == 200
+        await eventually(lambda: is_empty(fleet))
+        code, said, failed = await run(fleet.url, "--once")
+    assert code == 0, failed
+    assert "no engine is here: POST /mars/engines adds one" in said.splitlines()
+
+
+async def is_empty(fleet: Two) -> bool:
+    return not await fleet.rows()
 
 
 async def has(fleet: Two, session_id: str) -> bool:

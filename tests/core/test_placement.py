@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars.core.placement import COLD, EngineView, place, warmth
+from mars.core.placement import COLD, ROOM, EngineView, elsewhere, place, warmth
 
 SLOW_START_S = 30.0
 
@@ -39,7 +39,17 @@ views = st.builds(
     newcomer_frac=st.floats(0.001, 0.5),
     waiting=st.integers(0, 20),
     calls=st.integers(0, 200),
+    is_shut=st.booleans(),
 )
+roomy = st.builds(
+    engine,
+    url=st.uuids().map(str),
+    state=st.sampled_from(["up", "up", "down"]),
+    kv_frac=st.floats(0, 1),
+    newcomer_frac=st.floats(0.001, 0.2),
+    waiting=st.sampled_from([0, 0, 1]),
+)
+"""Some of which have room."""
 
 
 @given(st.lists(views))
@@ -60,6 +70,30 @@ def test_who_gets_fuller_is_not_chosen_for_it(engines: list[EngineView], more: i
         for it in engines
     ]
     assert place(others, 1000.0, SLOW_START_S) == found
+
+
+@given(st.lists(roomy | views))
+def test_elsewhere_is_where_there_is_room_by_all_that_is_known(engines: list[EngineView]) -> None:
+    def has_room(it: EngineView) -> bool:
+        known = it.kv_frac is not None and it.newcomer_frac is not None
+        free = it.state == "up" and not (it.waiting or it.is_shut)
+        return known and free and (it.kv_frac or 0.0) + (it.newcomer_frac or 0.0) <= ROOM
+
+    found = elsewhere(engines, 1000.0, SLOW_START_S)
+    assert (found is not None) == any(map(has_room, engines))
+    assert found is None or has_room(found)
+
+
+@given(st.lists(roomy, unique_by=lambda it: it.url))
+def test_one_at_a_time_is_brought_to_a_gate(engines: list[EngineView]) -> None:
+    """Where it went nobody else is brought while it waits there."""
+    brought: list[str] = []
+    while (found := elsewhere(engines, 1000.0, SLOW_START_S)) is not None:
+        brought.append(found.url)
+        engines = [
+            msgspec.structs.replace(it, waiting=it.waiting + (it is found)) for it in engines
+        ]
+    assert len(set(brought)) == len(brought)
 
 
 @pytest.mark.parametrize(

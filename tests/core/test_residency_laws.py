@@ -117,7 +117,7 @@ class Facts(Shell):
         anew, plane = copy.deepcopy(self.books), self.plane
         anew._fits_tokens = inf
         answers = [
-            books.choose(plane._offered, plane._active.values(), plane.pressure, self.now_s)
+            books.choose(plane.offered, plane._active.values(), plane.pressure, self.now_s)
             for books in (copy.deepcopy(self.books), anew)
         ]
         assert answers[0] == answers[1]

@@ -24,6 +24,7 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.quotas import Quotas
+from mars.core.slots import Slots
 from mars.core.window import WindowSettings
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
@@ -146,13 +147,20 @@ def full_kv() -> ev.EngineSampled:
 
 
 def checked_desk(
-    scheduling: Scheduling | Admission, settings: GatewaySettings, broken: list[str]
+    scheduling: Scheduling | Admission,
+    settings: GatewaySettings,
+    broken: list[str],
+    *,
+    quotas: Quotas | None = None,
+    engine: str = "",
 ) -> tuple[Desk, list[ev.Event]]:
     """A desk, its facts, and in `broken` each invariant that a fact left broken."""
     if isinstance(scheduling, Scheduling):
-        admission, quotas = build_admission(scheduling), Quotas(scheduling.tenants)
+        admission = build_admission(scheduling)
+        quotas = quotas or Quotas(scheduling.tenants)
+        slots = Slots(scheduling.tenants)
     else:
-        admission, quotas = scheduling, None
+        admission, slots = scheduling, None
     control = ControlPlane(admission, quotas=quotas)
     events: list[ev.Event] = []
 
@@ -166,7 +174,8 @@ def checked_desk(
     def publish(own: Sequence[ev.Event]) -> None:
         assert own
 
-    return Desk(control, settings, record=record, publish=publish), events
+    desk = Desk(control, settings, record=record, publish=publish, engine=engine, slots=slots)
+    return desk, events
 
 
 @asynccontextmanager

@@ -78,8 +78,11 @@ class Pair:
         return self.engines[0]
 
     async def start(self) -> None:
+        """The engines first: to a gateway before several, one that is late is one that is down."""
         for engine in self.engines:
             engine.start()
+        for url in self.engine_urls:
+            await self.ready(url)
         self.gateway.start()
         await self.ready()
 
@@ -89,10 +92,12 @@ class Pair:
         for engine in self.engines:
             engine.end()
 
-    async def ready(self) -> None:
+    async def ready(self, url: str = "") -> None:
+        """Until the gateway, or who else is there, is well."""
+
         async def is_ready() -> bool:
             try:
-                async with self.http.get(self.url + "/health") as response:
+                async with self.http.get((url or self.url) + "/health") as response:
                     return response.status == 200
             except aiohttp.ClientError:
                 return False

@@ -204,7 +204,7 @@ class TestGate:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert narrow.kinds("b") == ["Arrived", "Admitted", "Ended"]
-        assert narrow.why("b") == ["client left at the gate"]
+        assert narrow.why("b") == ["client left before its first call"]
 
     async def test_one_ended_as_it_is_woken_is_told(self, narrow: Bench) -> None:
         await narrow.enter("a")

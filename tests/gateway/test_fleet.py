@@ -139,7 +139,7 @@ async def test_who_waits_at_the_gate_of_an_engine_that_dies_goes_on_elsewhere(
 ) -> None:
     options = (*FOUR_PLACES, "--set", "gateway.health_s=0.2", "--set", "gateway.keepalive_s=0.1")
     async with two(tmp_path, *options) as fleet:
-        streams = [await fleet.post(f"s{n}", chunks=400, gap_ms=20, final=True) for n in range(8)]
+        streams = [await fleet.post(f"s{n}", chunks=100, gap_ms=100, final=True) for n in range(8)]
         gated = [fleet.post(f"g{number}", final=True) for number in range(10)]
 
         async def all_wait() -> bool:

@@ -117,3 +117,27 @@ async def test_200_tenants_make_no_more_labels_than_engines_have_names(tmp_path:
             return all(("engine", second) not in labels for _, labels in series(found))
 
         await eventually(is_gone)
+
+
+async def test_a_fleet_without_engines_is_an_empty_one_and_no_error(tmp_path: Path) -> None:
+    """A scrape that fails would look like a gateway that is down."""
+    async with two(tmp_path, *OPEN) as fleet:
+        for url in fleet.engine_urls:
+            assert await fleet.tell("DELETE", f"/mars/engines?url={url}") == 200
+
+        async def is_empty() -> bool:
+            return not await fleet.rows()
+
+        await eventually(is_empty)
+        status = msgspec.json.decode(await get(fleet, "/mars/status"), type=FleetStatus)
+        assert (status.sessions, status.active, status.engines) == (0, 0, [])
+        assert await get(fleet, "/mars/sessions") == b"[]"
+        found = await scraped(fleet, "/metrics")
+        assert "process_resident_memory_bytes" in found
+        assert "mars_engine_up" not in found, "no engine, no series"
+        assert await fleet.tell("GET", f"/mars/status?engine={fleet.engine_urls[0]}") == 404
+        refused = await fleet.post("s")
+        assert refused.status == 503
+        assert "none is here" in (await refused.json())["error"]["message"]
+        assert await fleet.tell("POST", "/mars/engines", json={"url": fleet.engine_urls[0]}) == 200
+        await fleet.turn("s", final=True)

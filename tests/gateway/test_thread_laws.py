@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway.scripted import DONE, answer_of
 
+from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.gateway.identity import identify
 from mars.gateway.recall import Recall
@@ -31,7 +32,8 @@ class Talks:
         session_id = found.session_id or SessionId(f"new{self._arrived}")
         self.requests[session_id].append((talk, turn))
         assert found.asked is not None
-        call = Call(CallId("c"), Stay(session_id, 0.0), final=found.final, queued_s=0.0)
+        stay = Stay.of(ev.SessionArrived(at_s=0.0, session_id=session_id), None, 0.0)
+        call = Call(CallId("c"), stay, found.final, None, queued_s=0.0)
         return AnswerReader(found.asked, self.recall, call)
 
 

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from mars.core import events as ev
-from mars.core.tenants import TenantSettings, TenantWeight
+from mars.core.errors import InputError
+from mars.core.tenants import Limits, TenantSettings, TenantWeight
 from mars.policy.presets import Scheduling
 from mars.sim.engine import EngineSettings
 from mars.sim.run import Outcome, SimSettings, simulate
@@ -130,3 +131,12 @@ SMALL_CLASSES = Scheduling(
     )
 )
 """Classes that change all the time."""
+
+
+def test_a_limit_of_calls_which_nobody_would_keep_is_refused() -> None:
+    tenants = TenantSettings(other_limits=Limits(most_calls=1))
+    limited = msgspec.structs.replace(
+        crowded("mars", 0, 0), scheduling=Scheduling(policy="mars", tenants=tenants)
+    )
+    with pytest.raises(InputError, match="most_calls"):
+        simulate(random_sessions(1), COST, limited)

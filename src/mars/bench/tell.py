@@ -144,7 +144,10 @@ class Teller:
 
 def _arrived(fact: ev.SessionArrived) -> str:
     parent = f", started by {fact.parent_id}" if fact.parent_id else ""
-    return f"arrived{parent}{f', of tenant {fact.tenant}' if fact.tenant else ''}"
+    tenant = f", of tenant {fact.tenant}" if fact.tenant else ""
+    waited_s = fact.at_s - fact.first_s
+    moved = "" if fact.waits_since_s is None else f" from another gate{_after(waited_s)}"
+    return f"arrived{moved}{parent}{tenant}"
 
 
 def _after(took_s: float) -> str:

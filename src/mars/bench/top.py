@@ -7,7 +7,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
@@ -19,6 +19,7 @@ from mars.core.errors import InputError
 from mars.gateway.door import read_secret
 from mars.gateway.roster import SessionRow
 from mars.gateway.shown import Status
+from mars.gateway.upstream import base_url
 
 _ANSWER_S: Final = 5.0
 _NO_ENTRY: Final = (401, 403)
@@ -30,22 +31,39 @@ _FAILURES: Final = (aiohttp.ClientError, ValueError, OSError)
 T = TypeVar("T")
 
 
-def top_command(url: str, *, every_s: float, once: bool, key_file: Path | None = None) -> None:
-    """`key_file`: an admin's key, for a gateway that asks for one.
+def top_command(
+    url: str,
+    *,
+    every_s: float,
+    once: bool,
+    key_file: Path | None = None,
+    engine: str | None = None,
+) -> None:
+    """`key_file`: an admin's key, for a gateway that asks for one. `engine`: URL of one of its
+    engines, to be shown alone.
 
-    Raises InputError when no gateway answers at first; later that is shown in the frame.
+    Raises InputError when no gateway answers at first, or it has no such engine; later that is
+    shown in the frame.
     """
     key = "" if key_file is None else read_secret(str(key_file))
-    asyncio.run(_top(url.rstrip("/").removesuffix("/v1"), key, every_s, once=once))
+    asked = _Asked(url.rstrip("/").removesuffix("/v1"), base_url(engine) if engine else "")
+    asyncio.run(_top(asked, key, every_s, once=once))
 
 
-async def _top(url: str, key: str, every_s: float, *, once: bool) -> None:
+class _Asked(NamedTuple):
+    url: str
+    engine: str
+    """Empty: all."""
+
+
+async def _top(asked: _Asked, key: str, every_s: float, *, once: bool) -> None:
+    url = asked.url
     console = Console()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
     async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
         try:
-            view = await _look(http, url)
+            view = await _look(http, asked)
         except _FAILURES as error:
             if isinstance(error, aiohttp.ClientResponseError) and error.status in _NO_ENTRY:
                 raise InputError(
@@ -59,10 +77,12 @@ async def _top(url: str, key: str, every_s: float, *, once: bool) -> None:
         if once:
             console.print(frame(view, sessions=len(view.rows)))
             return
-        await _live(console, http, view, every_s)
+        await _live(console, http, asked, view, every_s)
 
 
-async def _live(console: Console, http: aiohttp.ClientSession, view: View, every_s: float) -> None:
+async def _live(
+    console: Console, http: aiohttp.ClientSession, asked: _Asked, view: View, every_s: float
+) -> None:
     """Until q is pressed."""
     with Live(console=console, screen=True, auto_refresh=False) as live, _quit_key() as quit_key:
         while not quit_key.is_set():
@@ -70,20 +90,27 @@ async def _live(console: Console, http: aiohttp.ClientSession, view: View, every
             try:
                 await asyncio.wait_for(quit_key.wait(), every_s)
             except TimeoutError:
-                view = await _look_again(http, view)
+                view = await _look_again(http, asked, view)
 
 
-async def _look(http: aiohttp.ClientSession, url: str) -> View:
+async def _look(http: aiohttp.ClientSession, asked: _Asked) -> View:
+    url, engine = asked
     said = await _get(http, url + "/mars/status", dict[str, Any])
     statuses = msgspec.convert(said.get("engines", [said]), list[Status])  # several, or one
     rows = await _get(http, url + "/mars/sessions", list[SessionRow])
-    return View(url=url, statuses=statuses, rows=rows)
+    if engine:
+        here = ", ".join(it.engine for it in statuses) or "none"
+        statuses = [it for it in statuses if it.engine == engine]
+        rows = [row for row in rows if row.engine == engine]
+        if not statuses:
+            raise InputError(f"the gateway at {url} has no engine {engine}; it has: {here}")
+    return View(url=url, engine=engine, statuses=statuses, rows=rows)
 
 
-async def _look_again(http: aiohttp.ClientSession, last: View) -> View:
+async def _look_again(http: aiohttp.ClientSession, asked: _Asked, last: View) -> View:
     try:
-        return await _look(http, last.url)
-    except _FAILURES as error:
+        return await _look(http, asked)
+    except (*_FAILURES, InputError) as error:
         return msgspec.structs.replace(last, trouble=_words(error))
 
 

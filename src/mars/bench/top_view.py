@@ -36,8 +36,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway has said last."""
 
     url: str
+    engine: str = ""
+    """The only one that is asked about; empty: all."""
     statuses: Sequence[Status]
-    """Of each engine's gate; at least one."""
+    """Of each engine's gate."""
     rows: Sequence[SessionRow]
     trouble: str = ""
     """Why it says nothing now."""
@@ -53,10 +55,15 @@ def frame(view: View, *, lines: int | None = None, sessions: int | None = None) 
 
 
 def _head(view: View) -> Iterator[RenderableType]:
-    statuses, first = view.statuses, view.statuses[0]
-    yield Text.assemble(("mars top  ", "bold"), view.url, ("   q or Ctrl-C leaves", "dim"))
+    statuses = view.statuses
+    of = f"  {view.engine}" if view.engine else ""
+    yield Text.assemble(("mars top  ", "bold"), view.url, of, ("   q or Ctrl-C leaves", "dim"))
     if view.trouble:
         yield Text(f"no answer, this is old: {view.trouble}", "bold red")
+    if not statuses:
+        yield Text("no engine is here: POST /mars/engines adds one", "bold red")
+        return
+    first = statuses[0]
     yield _who(statuses)
     if len(statuses) > 1:
         yield _engines(statuses)
@@ -87,6 +94,8 @@ def _who(statuses: Sequence[Status]) -> Text:
 
 
 def _gate(status: Status) -> Text:
+    if status.state not in {"", "up"}:
+        return Text(f"{status.state}: {status.state_why}", "bold red")
     if status.fail_open:
         return Text(f"gate: open for all ({status.fail_open})", "bold red")
     if status.gated:
@@ -108,7 +117,7 @@ def _engines(statuses: Sequence[Status]) -> RenderableType:
             Text(f"{it.active}" if it.window is None else f"{it.active} of {it.window}"),
             Text(percent(it.pressure.kv_used_frac if is_known else None)),
             Text(percent(it.pressure.kv_session_frac if is_known else None)),
-            _gate(it) if it.state == "up" else Text(f"{it.state}: {it.state_why}", "bold red"),
+            _gate(it),
         )
     return table
 

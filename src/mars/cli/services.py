@@ -216,14 +216,15 @@ def key(*, name: str, path: Path, tenant: str, admin: bool) -> None:
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="An admin's key, if one is asked."
 )
-def top(*, url: str, every_s: float, once: bool, key_file: Path | None) -> None:
+@click.option("--engine", help="URL of one of several engines: that one alone.")
+def top(*, url: str, every_s: float, once: bool, key_file: Path | None, engine: str | None) -> None:
     """Watch a gateway live: sessions by phase, window, pressure, who waits and why.
 
     URL is the gateway's. q or Ctrl-C leaves.
     """
     from mars.bench.top import top_command
 
-    top_command(url, every_s=every_s, once=once, key_file=key_file)
+    top_command(url, every_s=every_s, once=once, key_file=key_file, engine=engine)
 
 
 @click.command()

@@ -101,7 +101,7 @@ class ControlPlane:
         return self._seats.held_back(self._gate.values())
 
     @property
-    def _offered(self) -> Collection[GatedView]:
+    def offered(self) -> Collection[GatedView]:
         """Those of them who may be let in."""
         return self._seats.offered(self._gate.values())
 
@@ -162,7 +162,7 @@ class ControlPlane:
         """See what comes by time alone: that nothing is heard, or somebody has waited too long."""
         if changed := self.failsafe.look(self.pressure, now_s):
             return [*changed, *self._open_gate(now_s)]
-        return [*self._let_in(list(overdue(self._offered, self._bounds, now_s)))]
+        return [*self._let_in(list(overdue(self.offered, self._bounds, now_s)))]
 
     def _come(self, event: ev.SessionArrived | ev.SessionReturned) -> None:
         """A call is at the gate."""
@@ -176,7 +176,7 @@ class ControlPlane:
         self.sessions[session_id] = session
         self._gate[session_id] = GatedView(
             session_id=session_id,
-            arrived_s=event.at_s,
+            arrived_s=event.at_s if returning else session.arrived_s,
             prompt_bytes=event.prompt_bytes,
             patience_s=event.patience_s,
             context_tokens=session.context_tokens,
@@ -233,7 +233,7 @@ class ControlPlane:
             self._sign.clear()
             return changed
         family = self._let_children_in() if self._children else []
-        verdict = self._admission.choose(self._offered, self._active.values(), self.pressure, now_s)
+        verdict = self._admission.choose(self.offered, self._active.values(), self.pressure, now_s)
         if family or verdict.admit or verdict.pause:
             for admit in verdict.admit:
                 self._admit(admit)
@@ -254,7 +254,7 @@ class ControlPlane:
         self.window, self.why_not = None, ""
         self._sign.clear()
         why, by = f"{outage.why}: the gate is open", outage.cause
-        views = self._gate.values() if by == "fault" else self._offered
+        views = self._gate.values() if by == "fault" else self.offered
         return self._let_in([Admit(session_id=it.session_id, why=why, by=by) for it in views])
 
     def _let_restored_in(self) -> list[Admit]:
@@ -317,5 +317,5 @@ def _new(event: ev.SessionArrived | ev.SessionReturned) -> Session:
     session = Session(event.session_id, event.at_s, since_s=event.at_s)
     if isinstance(event, ev.SessionArrived):
         session.parent_id, session.turn = event.parent_id, event.turn
-        session.tenant = event.tenant
+        session.arrived_s, session.tenant = event.first_s, event.tenant
     return session

@@ -43,6 +43,13 @@ class SessionArrived(Fact, frozen=True, kw_only=True):
     """Of such a one: calls that it has made."""
     engine: str = ""
     """URL of the engine whose gate it came to."""
+    waits_since_s: float | None = None
+    """Of one that was moved here from another engine's gate: when it came to that."""
+
+    @property
+    def first_s(self) -> float:
+        """When it came, to whichever gate."""
+        return self.at_s if self.waits_since_s is None else self.waits_since_s
 
 
 Outage = Literal["", "no samples", "fault"]
@@ -234,9 +241,11 @@ class ToolFinished(Fact, frozen=True, kw_only=True):
     why: Literal["ended", "timeout", "cancelled"] = "ended"
 
 
-End = Literal["final request", "asked for", "silence", "client gone", "client left", "stop"]
+End = Literal[
+    "final request", "asked for", "silence", "client gone", "client left", "moved", "stop"
+]
 """What ended a session, by kind: `client gone` cut a call and did not come back; `client left` at
-the gate."""
+the gate; `moved`: it waits on at another engine's gate."""
 
 
 class SessionEnded(Fact, frozen=True, kw_only=True):

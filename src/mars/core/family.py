@@ -16,5 +16,5 @@ def start_s(event: SessionArrived, starts_s: Mapping[SessionId, float]) -> float
 
     `starts_s`: of the sessions that are open, found by this very function.
     """
-    own_s = event.at_s
+    own_s = event.first_s
     return own_s if event.parent_id is None else starts_s.get(event.parent_id, own_s)

@@ -7,6 +7,9 @@ To the one that will be the least full with it. Where all tell of their KV, full
 else the number of calls that are open or wait, which every gateway knows of every engine. An engine
 that has just come up counts as fuller than it is: by 1 / warmth, and warmth grows from COLD to 1 in
 `slow_start_s`. Its caches are empty, and all that comes at once would run cold beside each other.
+
+Who waits at one gate, and was never in, goes on to another engine that has room: nobody waits
+there, its gate is not shut, and its KV is known and with the newcomer at most ROOM full.
 """
 
 from collections.abc import Iterable
@@ -17,6 +20,9 @@ import msgspec
 State = Literal["up", "down", "draining"]
 """`down`: it does not answer; `draining`: it is to get no new calls."""
 COLD: Final = 0.1
+ROOM: Final = 0.9
+"""Share of KV that may be taken where one who waits elsewhere is brought: below what the gates of
+the presets fill, so that it is let in."""
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +38,8 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions at its gate, but for those that a limit of their tenant keeps out."""
     calls: int
     """Open ones."""
+    is_shut: bool = False
+    """Its gate lets nobody in for now, whatever room there is; or it cannot see, and lets all."""
 
 
 def place(engines: Iterable[EngineView], now_s: float, slow_start_s: float) -> EngineView | None:
@@ -47,6 +55,22 @@ def place(engines: Iterable[EngineView], now_s: float, slow_start_s: float) -> E
         return full / warmth(engine, now_s, slow_start_s), engine.calls
 
     return min(up, key=fullness, default=None)
+
+
+def elsewhere(
+    engines: Iterable[EngineView], now_s: float, slow_start_s: float
+) -> EngineView | None:
+    """Where one who waits at another gate would be let in at once, by what is known; None: nowhere.
+
+    Of several the one where a newcomer would go.
+    """
+    return place((engine for engine in engines if _has_room(engine)), now_s, slow_start_s)
+
+
+def _has_room(engine: EngineView) -> bool:
+    if engine.kv_frac is None or engine.newcomer_frac is None or engine.waiting or engine.is_shut:
+        return False
+    return engine.kv_frac + engine.newcomer_frac <= ROOM
 
 
 def warmth(engine: EngineView, now_s: float, slow_start_s: float) -> float:

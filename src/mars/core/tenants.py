@@ -42,6 +42,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     most_sessions: Annotated[int, Meta(ge=1)] | None = None
     """So many may be past the gate at once, a session and its sub-agents counted as one; None: no
     limit. The others wait (core.quotas)."""
+    most_calls: Annotated[int, Meta(ge=1)] | None = None
+    """So many calls may be open in the engines at once; None: no limit. The others wait past the
+    gate, in the order in which they came there (core.slots)."""
 
 
 class TenantLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +68,11 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Ours: about a turn; less turns the queue over with every call, more lets shares drift as far."""
     again_s: Positive = 5.0
     """So often the class of a waiting call is found anew. Ours: shares move by turns, not steps."""
+
+    @property
+    def bound_calls(self) -> bool:
+        """Somebody's number of open calls is limited."""
+        return any(it.most_calls is not None for it in [*self.limits, self.other_limits])
 
 
 @dataclass(slots=True)

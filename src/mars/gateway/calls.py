@@ -24,7 +24,8 @@ class OpenCalls:
         """A call, named `wanted` if that can be its name. To be followed by `close`."""
         usable = _NAME.fullmatch(wanted) and wanted not in self._names
         call_id = CallId(wanted if usable else token_hex(16))
-        call = Call(call_id, stay, final, queued_s=time.monotonic())
+        slot = stay.slots.pop() if stay.slots else None
+        call = Call(call_id, stay, final, slot, queued_s=time.monotonic())
         self._names.add(call_id)
         stay.calls.add(call)
         return call

@@ -12,24 +12,21 @@ from secrets import token_hex
 from typing import Final
 
 from mars.core import events as ev
+from mars.core.admission import GatedView
 from mars.core.control import ControlPlane
 from mars.core.decisions import Decision, FailOpen, Shut, said
 from mars.core.ids import SessionId
+from mars.core.slots import Slots
+from mars.core.tenants import TenantSettings
 from mars.gateway.calls import OpenCalls
 from mars.gateway.identity import Identity
 from mars.gateway.names import EngineNames
 from mars.gateway.places import Place
 from mars.gateway.queue import Queue
 from mars.gateway.settings import GatewaySettings
-from mars.gateway.stay import (
-    Asking,
-    Call,
-    CallEnd,
-    OtherTenantError,
-    SessionOverError,
-    Stay,
-)
+from mars.gateway.stay import Asking, Call, CallEnd, OtherTenantError, SessionOverError, Stay
 from mars.gateway.telling import Telling
+from mars.gateway.waiting import WaitingRoom
 
 _COME_BACK: Final = "its session was ended, and has come back"
 
@@ -43,9 +40,10 @@ class Desk:
         record: Callable[[ev.Event], None],
         publish: Callable[[Sequence[ev.Event]], None],
         engine: str = "",
+        slots: Slots | None = None,
     ) -> None:
         """`record` gets every fact, `publish` our own ones; neither may raise. `engine`: its URL,
-        as facts and views name it.
+        as facts and views name it. `slots`: of tenants, over all desks that are given the same.
         """
         self.control = control
         self.engine = engine
@@ -54,6 +52,7 @@ class Desk:
         """Messages of other processes that never came."""
         self.names = EngineNames()
         self._set = settings
+        self._slots = slots or Slots(TenantSettings())
         self._telling = Telling(
             control,
             publish=publish,
@@ -61,6 +60,7 @@ class Desk:
             notice=self._notice,
             everybody=lambda: self._stays,
         )
+        self._room = WaitingRoom(self._slots, settings.keepalive_s, self._return)
         self._queue = Queue(settings.queue_limit)
         self._stays: dict[SessionId, Stay] = {}
         self._calls = OpenCalls()
@@ -86,7 +86,8 @@ class Desk:
         still_waiting: Callable[[], Awaitable[None]],
         patience_s: Callable[[], float | None] = lambda: None,
     ) -> Stay:
-        """Return when the session of the request is past the gate: at once if it is there.
+        """Return when the session of the request is past the gate, and its tenant may have another
+        call open: at once if so it is.
 
         Start the call before the next `await`. `still_waiting` is called every `keepalive_s`.
         `patience_s`: how long the client waits for a byte; asked when it may have to wait.
@@ -105,8 +106,12 @@ class Desk:
                 f"session {session_id!r} was opened by another tenant and has not ended; "
                 "give yours an id of its own"
             )
-        if not stay.admitted:
-            await self._wait(stay, Asking(prompt_bytes, still_waiting, patience_s))
+        if not stay.admitted or self._slots.most(stay.tenant) is not None:
+            try:
+                await self._room.wait(stay, Asking(prompt_bytes, still_waiting, patience_s))
+            except BaseException:
+                self._left(stay)
+                raise
         return stay
 
     def restore(self, place: Place) -> None:
@@ -116,6 +121,27 @@ class Desk:
         stay = self._begin(place.arrived(self.engine, parent_id), parent)
         stay.heard_s, stay.tools = place.heard_s, dict(place.tools)
         self._settle(stay)
+
+    def first_to_move(self) -> GatedView | None:
+        """Who has waited longest of those that could as well wait elsewhere."""
+        may = (it for it in self.control.offered if self._stays[it.session_id].may_move)
+        return next((it for it in may if not it.returning), None)
+
+    def why_in_line(self, session_id: SessionId) -> str:
+        """Why requests of a session past the gate wait; empty: none does."""
+        stay = self._stays.get(session_id)
+        if stay is None or not stay.admitted or not stay.waiting:
+            return ""
+        return self._slots.why_not(stay.tenant)
+
+    def hand_over(self, session_id: SessionId, to: "Desk") -> None:
+        """It waits on at another gate, to which its requests follow it."""
+        stay = self._stays[session_id]
+        arrived = stay.arrives_at(to.engine, time.monotonic())
+        self._end(stay, f"it goes on at {to.engine}, which has room", "moved")
+        taken = to._begin(arrived, None)  # noqa: SLF001 another of us
+        taken.gone = True  # its client, as far as can be seen from there
+        to._settle(taken)  # noqa: SLF001
 
     def call_started(
         self, stay: Stay, *, wanted: str = "", prompt_bytes: int = 0, final: bool = False
@@ -142,6 +168,7 @@ class Desk:
     ) -> None:
         """Close a call. `gone`: its client cut it. `first_byte_s`: when the answer's first came."""
         self._calls.close(call)
+        self._slots.give(call.slot)
         stay = call.stay
         self._tell_finished(call, CallEnd(ok, why, gone, status, first_byte_s))
         stay.heard_s = time.monotonic()
@@ -242,45 +269,18 @@ class Desk:
 
     def _refuse_if_full(self, session_id: SessionId, tenant: str, now_s: float) -> None:
         if (error := self._queue.full_for(tenant, self.control, now_s)) is not None:
-            self.emit(
-                ev.SessionRefused(
-                    at_s=now_s,
-                    session_id=session_id,
-                    waiting=error.waiting,
-                    retry_after_s=error.retry_after_s,
-                )
-            )
+            self.emit(error.refused(session_id, now_s))
             raise error
-
-    async def _wait(self, stay: Stay, asking: Asking) -> None:
-        gate = stay.line_up()
-        try:
-            while not (stay.admitted or stay.over):
-                if stay.away:
-                    self._return(stay, asking)
-                elif gate.done():  # woken, and its session sent back before it could go on
-                    stay.waiting.discard(gate)
-                    gate = stay.line_up()
-                else:
-                    await asyncio.wait((gate,), timeout=self._set.keepalive_s)
-                    if not gate.done():
-                        await asking.still_waiting()
-        except BaseException:
-            stay.waiting.discard(gate)
-            self._left(stay)
-            raise
-        stay.waiting.discard(gate)
-        if stay.over:
-            raise SessionOverError(stay.over)
 
     def _return(self, stay: Stay, asking: Asking) -> None:
         stay.away = False
         self.emit(stay.returned(asking, time.monotonic()))
 
     def _left(self, stay: Stay) -> None:
-        """A client has left at the gate."""
+        """A client has left while it waited."""
         if not (stay.turn or stay.waiting):
-            self._end(stay, "client left at the gate", "client left")
+            where = "before its first call" if stay.admitted else "at the gate"
+            self._end(stay, f"client left {where}", "client left")
             return
         if not stay.admitted:
             stay.gone, stay.heard_s = True, time.monotonic()

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mars.core.errors import InputError
 from mars.gateway.fleet import Fleet, Member
 from mars.gateway.identity import Identity, identify
-from mars.gateway.proxy import UNSERVED, Unserved
+from mars.gateway.proxy import SESSION, UNSERVED, Unserved
 from mars.gateway.settings import GatewaySettings
 
 _COMMENT: Final = b":"
@@ -28,7 +28,7 @@ class Dispatch:
         request = await _Request.read(receive, self._set.body_bytes)
         identity = request.identity(scope)
         answer = _Answer(send)
-        for _ in range(len(self._fleet) + 1):
+        for _ in range(len(self._fleet) + 2):  # each may fail it, and one may hand it over
             member = self._fleet.member_for(identity, request.body_bytes)
             if member is None:
                 answer.refuse(self._fleet)
@@ -37,6 +37,9 @@ class Dispatch:
             await member.app(attempt, request.again(), answer.of(attempt))
             if not await self._goes_on(request, answer, attempt, member):
                 break
+            if (moved := attempt.get(SESSION)) is not None and identity is not None:
+                scope = {**scope, SESSION: moved}
+                identity = msgspec.structs.replace(identity, session_id=moved)
         await answer.close()
 
     async def _goes_on(
@@ -49,7 +52,8 @@ class Dispatch:
         if member.state == "up" and why == "engine failed":
             await self._fleet.check(member)
             return True
-        return member.state != "up"  # its session was moved; else somebody has ended it
+        home = self._fleet.home(attempt.get(SESSION))
+        return member.state != "up" or home not in {None, member}  # else somebody has ended it
 
 
 class _Request:
@@ -126,7 +130,8 @@ class _Answer:
 
     def refuse(self, fleet: Fleet) -> None:
         """No engine is there that might serve it."""
-        whys = "; ".join(f"{member.url} {member.state}: {member.why}" for member in fleet)
+        states = [f"{member.url} {member.state}: {member.why}" for member in fleet]
+        whys = "; ".join(states) or "none is here: POST /mars/engines adds one"
         self._held = _refusal(f"no engine can take this request ({whys})")
 
     async def close(self) -> None:

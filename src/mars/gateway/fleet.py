@@ -4,7 +4,8 @@
 
 A member knows only its own sessions, pressure and KV, so nothing in the middle knows of fleets. A
 session is where its stay is; what it is placed by when it has none is `core.placement`. When its
-engine is down or drains, its stay there ends, and its next call arrives at another one, cold.
+engine is down or drains, its stay there ends, and its next call arrives at another one, cold. One
+that waits and was never in has nothing to lose: it is moved where there is room.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from starlette.routing import Router
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.core.ids import SessionId
-from mars.core.placement import EngineView, State, place
+from mars.core.placement import EngineView, State, elsewhere, place
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Identity
 from mars.gateway.places import Place
@@ -32,6 +33,8 @@ from mars.gateway.vllm_metrics import sample_of
 
 _SICK_TIMES: Final = 2
 """So many failed checks in a row are an engine that is down; a call that failed asks once."""
+_MAY_MAKE_ROOM: Final = (ev.SessionEnded, ev.SessionAdmitted, ev.EngineSampled)
+"""Facts after which somebody may be moved. An admission may be the last of its gate."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +69,8 @@ class Member:
             newcomer_frac=pressure.kv_frac_per_byte * max(1, prompt_bytes) if known else None,
             waiting=control.gated - len(control.held_back),
             calls=self.desk.open_calls,
+            is_shut=bool(control.failsafe.cause)
+            or (control.window is not None and control.active >= control.window),
         )
 
     def status(self) -> Status:
@@ -85,6 +90,7 @@ class Fleet:
         self._make, self._live, self._set = make, live, settings
         self._members: dict[str, Member] = {}
         self._life = AsyncExitStack()
+        self._looking: asyncio.Handle | None = None
         self.lost = 0
         """Messages of other processes that never came."""
 
@@ -212,13 +218,31 @@ class Fleet:
             member.desk.restore(place)
 
     def _observe(self, fact: ev.Event) -> None:
-        """A session that ends may make room for one of its tenant at another engine's gate."""
-        if not isinstance(fact, ev.SessionEnded):
+        """A session that ends may make room for one of its tenant at another engine's gate, and
+        each of these for one that waits at another.
+        """
+        if not isinstance(fact, _MAY_MAKE_ROOM) or not any(it.desk.control.gated for it in self):
             return
-        for member in self:
+        loop = asyncio.get_running_loop()
+        for member in self if isinstance(fact, ev.SessionEnded) else ():
             if member.desk.control.held_back:
-                loop = asyncio.get_running_loop()
                 loop.call_soon(member.desk.tick, time.monotonic())
+        if self._looking is None:
+            self._looking = loop.call_soon(self._move)
+
+    def _move(self) -> None:
+        """Who has waited longest of those that may move goes where there is room, if there is; what
+        comes of that asks about the next. Each is moved once.
+        """
+        self._looking = None
+        firsts = [(view, it) for it in self if (view := it.desk.first_to_move()) is not None]
+        if not firsts:
+            return
+        view, home = min(firsts, key=lambda first: first[0].arrived_s)
+        views = [it.view(view.prompt_bytes) for it in self if it is not home]
+        to = elsewhere(views, time.monotonic(), self._set.slow_start_s)
+        if to is not None:
+            home.desk.hand_over(view.session_id, self._members[to.url].desk)
 
     def hear(self, fact: ev.Event) -> None:
         """A fact of the tool server: of a session to where it is, a sample to all."""

@@ -122,7 +122,7 @@ class _Sessions:
                 tenant = self._tenants[event.session_id] = self._names.label(event.tenant)
                 self.arrived(tenant).inc()
                 if not event.was_in:
-                    self._waits_since_s[event.session_id] = event.at_s
+                    self._waits_since_s[event.session_id] = event.first_s
             case ev.SessionReturned():
                 self._waits_since_s[event.session_id] = event.at_s
             case ev.SessionAdmitted():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -13,6 +14,9 @@ from starlette.responses import Response
 from mars.gateway.fleet import Fleet, Member
 from mars.gateway.roster import SessionRow
 from mars.gateway.shown import Status, exposition
+
+_ENGINE: Final = "engine"
+"""Parameter of a query: URL of the engine that is asked about."""
 
 
 class FleetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,32 +40,36 @@ class Overview:
 
     async def status(self, request: Request) -> Response:
         members = self._asked(request)
-        if not members:
+        if members is None:
             return self._unknown()
-        if "engine" in request.query_params:
+        if _ENGINE in request.query_params:
             return _json(members[0].status())
         return _json(_status(members, self._fleet.lost))
 
     async def sessions(self, request: Request) -> Response:
         members = self._asked(request)
+        if members is None:
+            return self._unknown()
         rows: list[SessionRow] = [row for it in members for row in it.shown.sessions()]
-        return _json(rows) if members else self._unknown()
+        return _json(rows)
 
     async def metrics(self, request: Request) -> Response:
         members = self._asked(request)
-        if not members:
+        if members is None:
             return self._unknown()
         registry = CollectorRegistry()
         registry.register(_OfEngines(self._process, members))
         return exposition(request, registry)
 
-    def _asked(self, request: Request) -> list[Member]:
-        """Empty: nobody here is called so."""
-        name = request.query_params.get("engine")
-        return [it for it in self._fleet if name is None or it.url == name.rstrip("/")]
+    def _asked(self, request: Request) -> list[Member] | None:
+        """None: no engine is called what is asked for. All of none are none, and no error."""
+        name = request.query_params.get(_ENGINE)
+        if name is None:
+            return list(self._fleet)
+        return [it for it in self._fleet if it.url == name.rstrip("/")] or None
 
     def _unknown(self) -> Response:
-        urls = ", ".join(member.url for member in self._fleet)
+        urls = ", ".join(member.url for member in self._fleet) or "none"
         return _json({"error": f"no engine of this name is here; these are: {urls}"}, 404)
 
 

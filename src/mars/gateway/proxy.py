@@ -12,6 +12,7 @@ from math import inf
 from typing import Final, Literal
 
 import aiohttp
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mars.core.errors import InputError
@@ -36,6 +37,9 @@ Unserved = Literal["engine failed", "session over"]
 UNSERVED: Final = "mars.unserved"
 """In the scope of a request that no engine has answered, or not to its end: why (Unserved). It is
 there before the client hears of it."""
+SESSION: Final = "mars.session"
+"""In the same scope: the session that was over, if it had one; in that of the next attempt: what a
+request is of that names none itself."""
 _FIRST_ERROR: Final = 400
 
 
@@ -154,7 +158,7 @@ class GatedCall(PassThrough):
             await caller.fail(403, "session_of_another_tenant", str(error))
             return str(error)
         except SessionOverError as error:
-            caller.scope[UNSERVED] = "session over"
+            caller.scope[UNSERVED], caller.scope[SESSION] = "session over", error.session_id
             why = f"the session was ended while this request waited to enter: {error}"
             if self._desk.stopped:
                 await caller.fail(503, "gateway_stopped", why)
@@ -168,7 +172,10 @@ class GatedCall(PassThrough):
         tenant: str = scope.get(TENANT, "")
         if TENANT not in scope and self._set.tenant_header:
             tenant = tenant_of(headers, self._set.tenant_header)
-        return identify(headers, body, self._recall, tenant)
+        identity = identify(headers, body, self._recall, tenant)
+        if identity.session_id is None and SESSION in scope:
+            return msgspec.structs.replace(identity, session_id=scope[SESSION])
+        return identity
 
     async def _enter(self, caller: Caller, identity: Identity, body: bytes) -> Call:
         stay = await self._desk.enter(

@@ -38,7 +38,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float
     """Since it arrived."""
     why: str
-    """Why it waits at the gate; empty past it."""
+    """Why it waits at the gate, or a request of it past the gate: for its tenant's calls."""
     turn: int
     context_tokens: int
     """What its next call will extend (core.context)."""
@@ -100,7 +100,9 @@ class Roster:
             phase=session.phase.value,
             phase_s=now_s - session.since_s,
             age_s=now_s - session.arrived_s,
-            why=(limit or desk.control.why_not) if session.phase is Phase.GATED else "",
+            why=(limit or desk.control.why_not)
+            if session.phase is Phase.GATED
+            else desk.why_in_line(session.session_id),
             turn=session.turn,
             context_tokens=session.context_tokens,
             served_tokens=session.served_tokens,

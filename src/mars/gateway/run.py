@@ -20,6 +20,7 @@ from mars.core.control import ControlPlane
 from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
 from mars.core.quotas import Quotas
+from mars.core.slots import Slots
 from mars.gateway.app import GateApp, build_app
 from mars.gateway.desk import Desk
 from mars.gateway.heads import GatewayProtocol
@@ -71,12 +72,17 @@ async def serve(
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
         process = of_process(record)
-        quotas = Quotas(scheduling.tenants)
+        quotas, slots = Quotas(scheduling.tenants), Slots(scheduling.tenants)
 
         def gate(url: str, keys: KeyRing | None) -> tuple[Desk, GateApp]:
             control = ControlPlane(build_admission(scheduling), scheduling.gate, quotas)
             desk = Desk(
-                control, settings, record=record.write, publish=publisher, engine=base_url(url)
+                control,
+                settings,
+                record=record.write,
+                publish=publisher,
+                engine=base_url(url),
+                slots=slots,
             )
             desk.read_by(Journal().observe)
             return desk, build_app(desk, url, settings, keys)

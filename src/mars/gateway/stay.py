@@ -9,15 +9,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
 
+import msgspec
+
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.errors import MarsError
 from mars.core.ids import CallId, SessionId, ToolId
+from mars.core.slots import Slot
 from mars.gateway.settings import GatewaySettings
 
 
 class SessionOverError(MarsError):
     """The session was ended while its request waited at the gate; the text says why."""
+
+    def __init__(self, why: str, session_id: SessionId | None = None) -> None:
+        super().__init__(why)
+        self.session_id = session_id
 
 
 class OtherTenantError(MarsError):
@@ -32,6 +39,14 @@ class QueueFullError(MarsError):
         self.waiting = waiting
         self.retry_after_s = retry_after_s
 
+    def refused(self, session_id: SessionId, now_s: float) -> ev.SessionRefused:
+        return ev.SessionRefused(
+            at_s=now_s,
+            session_id=session_id,
+            waiting=self.waiting,
+            retry_after_s=self.retry_after_s,
+        )
+
 
 class Asking(NamedTuple):
     """A request that asks to enter."""
@@ -45,6 +60,7 @@ class Asking(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Stay:
     session_id: SessionId
+    arrived: ev.SessionArrived
     heard_s: float
     """Last sign of life, on the machine's monotonic clock."""
     admitted: bool = False
@@ -57,16 +73,28 @@ class Stay:
     gone: bool = False
     """Its last call was cut by the client."""
     turn: int = 0
+    slots: list[Slot] = field(default_factory=list)
+    """Had for requests that are no calls yet."""
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
-    """Requests at the gate, or just woken and not yet calls."""
+    """Requests at the gate, in the line for a slot, or just woken and not yet calls."""
     calls: set["Call"] = field(default_factory=set)
     tools: dict[ToolId, float] = field(default_factory=dict)
     """Queued or running tool calls, and when they were last heard of."""
     timer: asyncio.TimerHandle | None = None
-    tenant: str = ""
     parent: "Stay | None" = None
     children: int = 0
     """Sessions that it started and that have not ended: it waits for them, and is not silent."""
+
+    @property
+    def tenant(self) -> str:
+        return self.arrived.tenant
+
+    @property
+    def may_move(self) -> bool:
+        """At the gate: it has been in nowhere, was not moved yet, and is bound to nobody here."""
+        was_in = self.admitted or self.away or self.turn
+        bound = self.parent is not None or self.children
+        return not (was_in or bound or self.arrived.waits_since_s is not None)
 
     @property
     def quiet(self) -> bool:
@@ -75,12 +103,12 @@ class Stay:
 
     @classmethod
     def of(cls, arrived: ev.SessionArrived, parent: "Stay | None", now_s: float) -> "Stay":
-        return cls(
-            arrived.session_id,
-            heard_s=now_s,
-            turn=arrived.turn,
-            tenant=arrived.tenant,
-            parent=parent,
+        return cls(arrived.session_id, arrived, heard_s=now_s, turn=arrived.turn, parent=parent)
+
+    def arrives_at(self, engine: str, now_s: float) -> ev.SessionArrived:
+        """As it waits on at the gate of another engine."""
+        return msgspec.structs.replace(
+            self.arrived, at_s=now_s, engine=engine, waits_since_s=self.arrived.first_s
         )
 
     def returned(self, asking: Asking, now_s: float) -> ev.SessionReturned:
@@ -103,6 +131,7 @@ class Stay:
                 )
             case Pause():
                 self.admitted, self.away = False, True
+                self.wake()  # who waits for a slot waits at the gate now
                 return ev.SessionPaused(at_s=now_s, session_id=self.session_id, why=decision.why)
             case _:
                 assert_never(decision)
@@ -156,6 +185,8 @@ class Call:
     stay: Stay
     final: bool
     """Its session ends with it."""
+    slot: Slot | None
+    """Where its tenant's calls are limited."""
     queued_s: float
     """When it was handed to the engine, on the machine's monotonic clock."""
     told: bool = False

@@ -68,7 +68,7 @@ class LeastLeftFirst(Steady):
                 _bound(self._calls)
         elif isinstance(event, ev.SessionArrived):
             if event.parent_id is None:
-                self._arrived_s[event.session_id] = event.at_s
+                self._arrived_s[event.session_id] = event.first_s
                 _bound(self._arrived_s)
             else:
                 self._parents[event.session_id] = event.parent_id

@@ -19,6 +19,7 @@ from mars.core import events as ev
 from mars.core.admission import Open
 from mars.core.control import ControlPlane
 from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
+from mars.core.errors import InputError
 from mars.core.ids import CallId
 from mars.core.quotas import Quotas
 from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
@@ -76,7 +77,7 @@ def simulate(
     `agents`: closed loop, so many sessions are open at any time, in order, whatever their
     `arrives_s`; None: each arrives when it says. `spawns`: which of them are started by others, and
     when. `tenants`: whose a session is, by its id. `micro`: step by step, to test the strides.
-    Raises InputError when a session can never fit into the KV.
+    Raises InputError when a session can never fit into the KV, or tenants' calls are limited.
     """
     return Simulation(
         sessions, cost, settings, agents=agents, spawns=spawns, tenants=tenants, micro=micro
@@ -95,6 +96,8 @@ class Simulation:
         tenants: Mapping[str, str] | None = None,
         micro: bool = False,
     ) -> None:
+        if settings.scheduling.tenants.bound_calls:
+            raise InputError("the simulator limits no calls: leave `most_calls` of tenants out")
         self._agenda = Agenda()
         admission = build_admission(settings.scheduling)
         bounds = msgspec.structs.replace(settings.scheduling.gate, blind_s=inf)
