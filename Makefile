@@ -13,7 +13,7 @@ PYENV         := $(firstword $(shell pyenv root 2>/dev/null) $(HOME)/.pyenv)
 AGENTS_PYTHON ?= $(firstword $(wildcard $(PYENV)/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
 AGENTS        := .venv-agents
 
-.PHONY: demo test search twin check bench clean
+.PHONY: demo test search twin check audit bench clean
 
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
 demo: $(READY)
@@ -43,6 +43,12 @@ check: $(READY)
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-secrets '^none$$'
 
+# Known vulnerabilities of what is installed. It asks PyPI, so `make check`, which also runs where that cannot be reached, is without it.
+audit: $(READY)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
 # What the plugin costs per scheduler step, against stock vLLM.
 bench: $(READY)
 	$(BIN)/mars bench-scheduler
@@ -62,4 +68,4 @@ $(AGENTS)/.ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AGENTS) $(RUNS)
+	rm -rf $(VENV) $(AGENTS) .venv-audit $(RUNS)
