@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.gateway.pair import FOUR_PLACES, PATIENCE_S, Pair, eventually
 
-from mars.gateway.heads import HEAD_BYTES
+from mars.gateway.protocol import HEAD_BYTES
 from mars.stream.log import read_log
 
 pytestmark = pytest.mark.timeout(240)

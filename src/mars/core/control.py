@@ -168,7 +168,7 @@ class ControlPlane:
         """A call is at the gate."""
         session_id = event.session_id
         returning = isinstance(event, ev.SessionReturned)
-        session = self.sessions.get(session_id) or _new(event)
+        session = self.sessions.get(session_id) or Session.of(event)
         if returning or session_id in self.sessions:
             session.advance(event)  # raises at a second arrival: the table has none
         if returning and self._paused.pop(session_id, None) is None:
@@ -311,11 +311,3 @@ class ControlPlane:
         assert self._meter.context_tokens == sum(  # noqa: S101
             s.context_tokens for s in active
         ), "contexts leak"
-
-
-def _new(event: ev.SessionArrived | ev.SessionReturned) -> Session:
-    session = Session(event.session_id, event.at_s, since_s=event.at_s)
-    if isinstance(event, ev.SessionArrived):
-        session.parent_id, session.turn = event.parent_id, event.turn
-        session.arrived_s, session.tenant = event.first_s, event.tenant
-    return session

@@ -11,7 +11,7 @@ shows the busiest of them: RUNNING before QUEUED before the phase at rest.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from mars.core import events as ev
 from mars.core.context import Context
@@ -77,6 +77,20 @@ class Session:
     _context: Context = field(default_factory=Context)
     _rest: Phase = Phase.GATED
     _calls: dict[CallId, Phase] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, event: ev.SessionArrived | ev.SessionReturned) -> Self:
+        """A new one; one that returns and is not known tells less of itself."""
+        if isinstance(event, ev.SessionReturned):
+            return cls(event.session_id, event.at_s, since_s=event.at_s)
+        return cls(
+            event.session_id,
+            event.first_s,
+            parent_id=event.parent_id,
+            tenant=event.tenant,
+            since_s=event.at_s,
+            turn=event.turn,
+        )
 
     @property
     def context_tokens(self) -> int:

@@ -39,7 +39,7 @@ _CALLS: Final = frozenset(
 
 
 class _CallRoute(BaseRoute):
-    """All of them, by equality: a pattern for each costs a call some hundredth of its time."""
+    """All of them, by equality, which takes less time than a pattern for each."""
 
     def __init__(self, gated: GatedCall) -> None:
         self._gated = gated

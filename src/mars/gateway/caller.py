@@ -15,7 +15,7 @@ from typing import Final, Self
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from mars.gateway.heads import LEFT
+from mars.gateway.protocol import LEFT
 from mars.gateway.wires import Error, wire_of
 
 _STREAM_HEADERS: Final = [

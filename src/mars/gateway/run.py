@@ -23,10 +23,10 @@ from mars.core.quotas import Quotas
 from mars.core.slots import Slots
 from mars.gateway.app import GateApp, build_app
 from mars.gateway.desk import Desk
-from mars.gateway.heads import GatewayProtocol
 from mars.gateway.journal import Journal
 from mars.gateway.keys import KeyRing
 from mars.gateway.places import Place, read_places
+from mars.gateway.protocol import GatewayProtocol
 from mars.gateway.record import of_process, recording
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
