@@ -134,10 +134,11 @@ class Rig:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def full_kv() -> ev.EngineSampled:
+def kv_sample(used_blocks: int = 0) -> ev.EngineSampled:
+    """Of an engine with 100 blocks, which are 1,600 tokens."""
     return ev.EngineSampled(
         at_s=time.monotonic(),
-        kv_used_blocks=100,
+        kv_used_blocks=used_blocks,
         kv_held_blocks=0,
         kv_total_blocks=100,
         block_tokens=16,
@@ -192,7 +193,7 @@ async def gateway(
     app.shown.registry.register(of_process(Record(None)))
     async with serving(app.router) as url:
         if scheduling is ONE_AT_A_TIME:
-            desk.emit(full_kv())
+            desk.emit(kv_sample(100))
         connector = aiohttp.TCPConnector(limit=0)
         async with (
             aiohttp.ClientSession(connector=connector, auto_decompress=False) as http,

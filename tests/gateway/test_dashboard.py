@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from tests.gateway.conftest import ONE_AT_A_TIME, Rig, full_kv, gateway
+from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway, kv_sample
 from tests.gateway.scripted import Engine
 from tests.gateway.test_metrics import tool_finished, tool_started
 
@@ -35,7 +35,7 @@ async def names(engine: Engine) -> dict[str, set[str]]:
         await rig.say("a")
         a = SessionId("a")
         rig.desk.emit(
-            full_kv(),
+            kv_sample(100),
             ev.ToolsSampled(at_s=time.monotonic(), running=0, waiting=0, slots=1, wait_s=0.0),
             tool_started("a", "1", "pytest", 2.0),
             tool_finished("a", "1", "pytest", 4.0),

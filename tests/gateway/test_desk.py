@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from tests.gateway.conftest import ONE_AT_A_TIME, checked_desk, full_kv
+from tests.gateway.conftest import ONE_AT_A_TIME, checked_desk, kv_sample
 from tests.gateway.scripted import until
 
 from mars.core import events as ev
@@ -77,7 +77,7 @@ async def free() -> AsyncIterator[Bench]:
 async def narrow() -> AsyncIterator[Bench]:
     """One session at a time, no timers to speak of."""
     bench = Bench(ONE_AT_A_TIME, GatewaySettings(idle_s=1e6, gone_s=1e6, keepalive_s=0.01))
-    bench.desk.emit(full_kv())
+    bench.desk.emit(kv_sample(100))
     yield bench
     bench.desk.close("the test is over")
     assert (bench.broken, bench.desk.faults) == ([], 0)
@@ -222,7 +222,7 @@ class TestGate:
 
     async def test_waiters_cancelled_after_a_call_has_ended_start_the_timer(self) -> None:
         bench = Bench(ONE_AT_A_TIME, SHORT)
-        bench.desk.emit(full_kv())
+        bench.desk.emit(kv_sample(100))
         blocker = await bench.enter("a")
         bench.desk.call_started(blocker)
         first, second = await bench.waits("b"), await bench.waits("b")

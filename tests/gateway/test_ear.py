@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
-from tests.gateway.conftest import checked_desk, full_kv
+from tests.gateway.conftest import checked_desk, kv_sample
 from tests.gateway.scripted import until
 
 from mars.core import events as ev
@@ -32,7 +32,7 @@ async def test_a_burst_is_heard_to_its_last_fact(desk: Desk, tmp_path: Path) -> 
     publisher = Publisher(theirs)
 
     def connected() -> bool:
-        publisher.send([full_kv()])
+        publisher.send([kv_sample(100)])
         return desk.control.pressure.kv_used_frac == 1
 
     try:
@@ -65,7 +65,7 @@ async def test_what_is_no_message_is_counted_and_the_next_is_heard(
         return desk.lost > 0
 
     def heard() -> bool:
-        odd.send(msgspec.msgpack.encode((theirs, 1, [full_kv()])))
+        odd.send(msgspec.msgpack.encode((theirs, 1, [kv_sample(100)])))
         return desk.control.pressure.kv_used_frac == 1
 
     try:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import aiohttp
 import pytest
-from tests.gateway.conftest import CHAT, Rig, full_kv, gateway
+from tests.gateway.conftest import CHAT, Rig, gateway, kv_sample
 from tests.gateway.scripted import STREAM, Engine, Exchange, event_of, polite, until
 
 from mars.core import events as ev
@@ -91,7 +91,7 @@ async def test_nothing_is_left(
     engine.script = moody
     rng = random.Random(seed)
     async with gateway(engine.url, SETTINGS, scheduling) as rig:
-        rig.desk.emit(full_kv())
+        rig.desk.emit(kv_sample(100))
         agents = [agent(rig, number, random.Random(rng.random())) for number in range(SESSIONS)]
         await asyncio.gather(*agents)
         desk, control = rig.desk, rig.desk.control

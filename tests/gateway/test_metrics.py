@@ -4,7 +4,7 @@ import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
-from tests.gateway.conftest import CHAT, ONE_AT_A_TIME, Rig, full_kv, gateway
+from tests.gateway.conftest import CHAT, ONE_AT_A_TIME, Rig, gateway, kv_sample
 from tests.gateway.scripted import JSON, Engine, Exchange, hanging, on_cue
 
 from mars.core import events as ev
@@ -95,7 +95,7 @@ async def test_who_waits_and_why_is_seen_and_so_is_how_long(engine: Engine) -> N
 async def test_what_engine_and_tools_tell_is_counted(rig: Rig) -> None:
     assert await value(rig, "mars_engine_waiting_calls") == 0
     assert "mars_engine_sample_age_seconds" not in {it[0] for it in await scraped(rig)}
-    rig.desk.emit(full_kv())
+    rig.desk.emit(kv_sample(100))
     of = {"session_id": SessionId("a"), "call_id": CallId("c")}
     await rig.say("a")
     rig.desk.emit(

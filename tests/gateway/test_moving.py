@@ -1,7 +1,6 @@
 """Sessions that wait at one engine's gate while another has room: they go there, once, in order."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 from starlette.routing import Route, Router
-from tests.gateway.conftest import CHAT, checked_desk
+from tests.gateway.conftest import CHAT, checked_desk, kv_sample
 from tests.gateway.scripted import DONE, Engine, Exchange, on_cue, serving, until
 
 from mars.core import events as ev
@@ -29,18 +28,6 @@ pytestmark = pytest.mark.timeout(60)
 SETTINGS = GatewaySettings(keepalive_s=0.02, health_s=60.0, gone_s=0.05, tenant_header="X-Tenant")
 LARGE = "x" * 4000
 """Some 1000 tokens: of the 1600 of an engine here, so that two do not fit."""
-
-
-def sample(used_blocks: int = 0) -> ev.EngineSampled:
-    return ev.EngineSampled(
-        at_s=time.monotonic(),
-        kv_used_blocks=used_blocks,
-        kv_held_blocks=0,
-        kv_total_blocks=100,
-        block_tokens=16,
-        running_calls=0,
-        waiting_calls=0,
-    )
 
 
 @dataclass
@@ -108,7 +95,7 @@ async def two(*limits: TenantLimits) -> AsyncIterator[Two]:
 
     def gate(url: str, ring: KeyRing | None) -> tuple[Desk, GateApp]:
         desk, events = checked_desk(scheduling, SETTINGS, broken, quotas=quotas, engine=url)
-        desk.emit(sample())
+        desk.emit(kv_sample())
         desks.append(desk)
         facts.append(events)
         return desk, build_app(desk, url, SETTINGS, ring)
@@ -204,12 +191,12 @@ async def test_an_engine_that_tells_that_its_kv_is_full_has_no_room() -> None:
         await fleet.here(1, "b")
         waits = fleet.post("waits")
         await fleet.here(0, "a", "waits")
-        fleet.desks[1].emit(sample(used_blocks=95))
+        fleet.desks[1].emit(kv_sample(used_blocks=95))
         (await fleet.call(1, "b")).cue.set()
         await fleet.here(1)
         await asyncio.gather(full[1])
         assert fleet.moved() == []
-        fleet.desks[1].emit(sample(used_blocks=5))
+        fleet.desks[1].emit(kv_sample(used_blocks=5))
         (await fleet.call(1, "waits")).cue.set()
         await waits
         (await fleet.call(0, "a")).cue.set()
@@ -218,7 +205,7 @@ async def test_an_engine_that_tells_that_its_kv_is_full_has_no_room() -> None:
 
 async def desk_with_one_in(engine: str, broken: list[str]) -> Desk:
     desk, _ = checked_desk(Scheduling(policy="mars"), SETTINGS, broken, engine=engine)
-    desk.emit(sample())
+    desk.emit(kv_sample())
     await enter(desk, f"in {engine}")
     return desk
 

@@ -2,7 +2,7 @@
 
 import time
 
-from tests.gateway.conftest import ONE_AT_A_TIME, Rig, full_kv, gateway
+from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway, kv_sample
 from tests.gateway.scripted import Engine, on_cue
 
 from mars.core import events as ev
@@ -74,7 +74,7 @@ async def test_the_status_counts_phases_and_says_how_old_the_samples_are(engine:
         assert status.engine_sample_age_s is not None
         assert 0 <= status.engine_sample_age_s < 60
         assert status.tools_sample_age_s is None, "no tool server was heard"
-        rig.desk.emit(full_kv(), tools())
+        rig.desk.emit(kv_sample(100), tools())
         assert (await rig.status()).tools_sample_age_s is not None
         exchange.cue.set()
         assert (await first).status == 200

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from tests.gateway.conftest import CHAT, ONE_AT_A_TIME, full_kv
+from tests.gateway.conftest import CHAT, ONE_AT_A_TIME, kv_sample
 from tests.gateway.scripted import Engine, hanging, on_cue, until
 
 from mars.core import events as ev
@@ -105,7 +105,7 @@ async def test_facts_go_out_and_come_in(engine: Engine, tmp_path: Path) -> None:
             engine.url, publish=ours, subscribe=[theirs], scheduling=ONE_AT_A_TIME
         ) as gateway:
             while (await gateway.status()).pressure.kv_used_frac < 1:  # until they are connected
-                publisher.send([full_kv()])
+                publisher.send([kv_sample(100)])
             idle = ev.ToolsSampled(
                 at_s=0.0, running=0, waiting=0, slots=1, wait_s=0.0, controls="cores 1 by affinity"
             )
@@ -176,7 +176,7 @@ async def test_a_stop_empties_the_gate(engine: Engine, tmp_path: Path) -> None:
     try:
         async with running(engine.url, subscribe=[theirs], scheduling=ONE_AT_A_TIME) as gateway:
             while (await gateway.status()).pressure.kv_used_frac < 1:
-                publisher.send([full_kv()])
+                publisher.send([kv_sample(100)])
             first = gateway.post("a")
             exchange = await engine.called(1)
             second = gateway.post("b")

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import aiohttp
 import pytest
 from tests.gateway.conftest import Rig, checked_desk, gateway
 from tests.gateway.pair import eventually
@@ -32,17 +33,22 @@ async def in_line(rig: Rig, waiting: int) -> None:
     await until(lambda: rig.desk._slots.why_not("batch") == WHY.format(waiting))
 
 
+async def line_up(
+    rig: Rig, place: int, session: str | None, **how: object
+) -> asyncio.Task[aiohttp.ClientResponse]:
+    call = rig.post(session, headers=BATCH, **how)
+    await in_line(rig, place)
+    return call
+
+
 async def test_the_next_waits_in_order_with_the_reason_and_nobody_else_does(engine: Engine) -> None:
     engine.script = on_cue
     async with gateway(engine.url, SETTINGS, ONE_CALL) as rig:
         first = rig.post("a", headers=BATCH)
         await engine.called(1)
-        same = rig.post("a", headers=BATCH)
-        await in_line(rig, 1)
-        nameless = rig.post(None, headers=BATCH, stream=True)
-        await in_line(rig, 2)
-        last = rig.post("c", headers=BATCH)
-        await in_line(rig, 3)
+        same = await line_up(rig, 1, "a")
+        nameless = await line_up(rig, 2, None, stream=True)
+        last = await line_up(rig, 3, "c")
         rows = await rig.sessions()
         assert {row.phase for row in rows.values()} == {"queued", "acting"}
         assert {row.why for row in rows.values()} == {WHY.format(3)}
@@ -71,12 +77,9 @@ async def test_who_leaves_the_line_leaves_nothing(engine: Engine) -> None:
     async with gateway(engine.url, SETTINGS, ONE_CALL) as rig:
         first = rig.post("a", headers=BATCH)
         await engine.called(1)
-        leaves = rig.post("b", headers=BATCH)
-        await in_line(rig, 1)
-        ended = rig.post("c", headers=BATCH)
-        await in_line(rig, 2)
-        last = rig.post("d", headers=BATCH)
-        await in_line(rig, 3)
+        leaves = await line_up(rig, 1, "b")
+        ended = await line_up(rig, 2, "c")
+        last = await line_up(rig, 3, "d")
         leaves.cancel()
         await in_line(rig, 2)
         assert await rig.ended("b") == "client left before its first call"
