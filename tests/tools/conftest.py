@@ -19,10 +19,11 @@ from mars.core.events import Event, ToolFinished, ToolQueued, ToolsSampled, Tool
 from mars.policy.tool_order import Fifo, ToolOrder
 from mars.tools.cgroup_tree import find_tree
 from mars.tools.client import ToolClient
-from mars.tools.orphans import server_mark
+from mars.tools.orphans import mark_of
 from mars.tools.runtime import ToolRuntime
 from mars.tools.server import build_app
 from mars.tools.settings import ToolSettings
+from mars.tools.shells import Shells
 from mars.tools.wire import Finished, Output, RunRequest
 
 TOKEN = "a token"
@@ -45,6 +46,7 @@ class Rig:
     url: str
     client: ToolClient
     runtime: ToolRuntime
+    shells: Shells
     events: list[Event] = field(default_factory=list)
 
     async def sh(self, text: str, **changes: object) -> Ran:
@@ -110,7 +112,7 @@ def all_gone() -> bool:
 
 def groups_left() -> list[Path]:
     """Control groups that this process has made, but for the one it may stand in."""
-    tree, mark = find_tree(), server_mark(os.getpid())
+    tree, mark = find_tree(), mark_of(os.getpid())
     folders = tree.folders.values() if tree else ()
     found = {child for folder in folders for child in folder.glob(f"mars-{mark}-*")}
     return sorted(child for child in found if not child.name.endswith("-server"))
@@ -135,7 +137,7 @@ async def serving(
     await until(lambda: server.started)
     try:
         async with ToolClient(url, TOKEN) as client:
-            rig = Rig(url, client, app.state.runtime, events)
+            rig = Rig(url, client, app.state.runtime, app.state.shells, events)
             yield rig
             await until(rig.idle)
     finally:

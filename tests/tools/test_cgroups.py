@@ -8,7 +8,7 @@ import pytest
 
 from mars.tools.cgroup_tree import CgroupTree, find_tree
 from mars.tools.groups import Group, Groups, Limits
-from mars.tools.orphans import is_alive, server_mark
+from mars.tools.orphans import is_alive, mark_of
 
 LIMITS = Limits(cores=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)
 V1 = """\
@@ -97,10 +97,10 @@ def test_what_a_lease_writes_v2(tmp_path: Path) -> None:
     groups = Groups.probe(v2(tmp_path), LIMITS.cores)
     assert groups is not None
     assert str(groups) == "cgroup v2: cpu, cpuset, pids, memory"
-    tried = tmp_path / f"a/b/mars-{server_mark(os.getpid())}-probe"
+    tried = tmp_path / f"a/b/mars-{mark_of(os.getpid())}-probe"
     assert (tried / "cpu.max").read_text() == "200000 100000", "the widest lease is tried"
     group = groups.make("tool", LIMITS)
-    assert group.joins == [str(tmp_path / f"a/b/mars-{server_mark(os.getpid())}-tool")]
+    assert group.joins == [str(tmp_path / f"a/b/mars-{mark_of(os.getpid())}-tool")]
     assert files_of(group) == {
         "cpu.max": "200000 100000",
         "cpu.weight": "50",
@@ -114,7 +114,7 @@ def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
     groups = Groups.probe(v1(tmp_path), LIMITS.cores)
     assert groups is not None
     assert str(groups) == "cgroup v1: cpu, cpuset, pids, memory"
-    name = f"mars-{server_mark(os.getpid())}-tool"
+    name = f"mars-{mark_of(os.getpid())}-tool"
     group = groups.make("tool", LIMITS)
     assert group.joins == [
         str(tmp_path / "cpu,cpuacct/fleet/mars" / name),
@@ -161,7 +161,7 @@ def test_a_server_alone_in_its_group_moves_out_of_it(tmp_path: Path) -> None:
     tree = v2(tmp_path)
     lay_out(tmp_path, {"a/b/cgroup.procs": f"{os.getpid()}\n"})
     Groups.probe(tree, LIMITS.cores)
-    ours = tmp_path / f"a/b/mars-{server_mark(os.getpid())}-server"
+    ours = tmp_path / f"a/b/mars-{mark_of(os.getpid())}-server"
     assert (ours / "cgroup.procs").read_text() == str(os.getpid())
     assert (tmp_path / "a/b/cgroup.subtree_control").read_text().startswith("+")
 
@@ -173,12 +173,32 @@ def test_a_server_with_others_in_its_group_stays(tmp_path: Path) -> None:
     assert not list((tmp_path / "a/b").glob("*-server"))
 
 
+def test_limits_of_a_shell_change_and_leave_it_what_it_has(tmp_path: Path) -> None:
+    """What is in use is not taken away: v2 would kill for it, v1 refuses the limit."""
+    free = Limits(cores=(0,), weight=1, processes=9, memory_bytes=0)
+    (two, one) = (tmp_path / "v2", tmp_path / "v1")
+    for tree, limit, in_use in (
+        (v2(two), "memory.max", "memory.current"),
+        (v1(one), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        groups = Groups.probe(tree, LIMITS.cores)
+        assert groups is not None
+        group = groups.make_for_shell(os.getpid(), free)
+        assert files_of(group)[limit] in {"max", "-1"}
+        name = f"mars-{mark_of(os.getpid())}-shell-{mark_of(os.getpid())}"
+        assert {folder.name for folder in group.folders.values()} == {name}
+        (group.folders["memory"] / in_use).write_text(f"{3 << 30}\n")
+        groups.limit(group, LIMITS)
+        assert files_of(group)[limit] == str(3 << 30)
+        assert files_of(group)["pids.max"] == "77"
+
+
 async def test_what_was_used_is_read_before_the_group_goes(tmp_path: Path) -> None:
     two = Group({"": tmp_path, "memory": tmp_path})
     lay_out(tmp_path, {"cpu.stat": "usage_usec 1500000\nuser_usec 1\n", "memory.peak": "4096\n"})
     lay_out(tmp_path, {"memory.events": "low 0\noom 1\noom_kill 1\noom_group_kill 0\n"})
     used = two.used()
-    assert (used.cpu_s, used.peak_memory_bytes, used.out_of_memory) == (1.5, 4096, True)
+    assert (used.cpu_s, used.peak_memory_bytes, used.oom_kills) == (1.5, 4096, 1)
 
 
 async def test_what_was_used_v1(tmp_path: Path) -> None:
@@ -186,25 +206,26 @@ async def test_what_was_used_v1(tmp_path: Path) -> None:
     lay_out(tmp_path, {"cpuacct.usage": "2500000000\n", "memory.max_usage_in_bytes": "8192\n"})
     lay_out(tmp_path, {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n"})
     used = one.used()
-    assert (used.cpu_s, used.peak_memory_bytes, used.out_of_memory) == (2.5, 8192, False)
+    assert (used.cpu_s, used.peak_memory_bytes, used.oom_kills) == (2.5, 8192, 0)
 
 
 async def test_groups_of_servers_that_are_gone_are_found_and_others_left(tmp_path: Path) -> None:
     groups = Groups.probe(v2(tmp_path / "tree"), LIMITS.cores)
     assert groups is not None
     folder = tmp_path / "tree/a/b"
-    gone, alive = folder / "mars-1-99999999999-tool", folder / f"mars-{server_mark(1)}-tool"
-    other = folder / "somebody-elses"
-    for each in (gone, alive, other):
+    gone = [folder / f"mars-1-99999999999-{of}" for of in ("tool", "shell-1-99999999999")]
+    shell = folder / f"mars-1-99999999999-shell-{mark_of(1)}"
+    others = [folder / f"mars-{mark_of(1)}-tool", folder / "somebody-elses", folder / "mars-rover"]
+    for each in (*gone, shell, *others):
         each.mkdir()
-    assert await groups.end_orphans() == 1
-    assert not gone.exists()
-    assert alive.exists()
-    assert other.exists()
+    assert await groups.end_orphans() == 2
+    assert not any(each.exists() for each in gone)
+    assert all(each.exists() for each in (shell, *others))
+    assert groups.left_shells() == {1: Group(dict.fromkeys(v2(tmp_path / "tree").folders, shell))}
 
 
 def test_a_mark_names_one_process_for_ever() -> None:
-    mark = server_mark(os.getpid())
+    mark = mark_of(os.getpid())
     assert is_alive(mark)
     assert not is_alive(mark + "0")
     for wrong in ("", "x", "1", "-1-1", "a-b"):

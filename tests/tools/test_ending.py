@@ -14,7 +14,7 @@ import pytest
 from tests.tools.conftest import all_gone, children, groups_left, request, serving, until
 
 from mars.core.events import ToolFinished, ToolStarted
-from mars.tools.orphans import MARK, server_mark
+from mars.tools.orphans import MARK, mark_of
 
 STUBBORN = """
 import os, signal, time
@@ -123,7 +123,7 @@ async def test_a_runner_that_is_killed(tmp_path: Path, cgroups: bool) -> None:
 async def test_a_killed_runner_costs_no_other_command(tmp_path: Path) -> None:
     """Nor a child of the server's own, inside a command of another server."""
     gate = tmp_path / "gate"
-    env = os.environ | {MARK: server_mark(os.getppid())}
+    env = os.environ | {MARK: mark_of(os.getppid())}
     async with serving(cores=(0, 1), share=2) as rig:
         wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
         healthy = asyncio.create_task(rig.sh(wait, cores=2))

@@ -13,7 +13,7 @@ from mars.tools.cgroup_tree import find_tree
 from mars.tools.groups import Group, Groups, Limits
 from mars.tools.sandbox import sandboxed, why_no_sandbox
 from mars.tools.settings import ToolSettings, lendable
-from mars.tools.wire import RunRequest
+from mars.tools.wire import Ask, RunRequest
 
 _NICE_STEP = 1.25
 """CPU time that a step of nice is worth: `sched_prio_to_weight` in Linux' kernel/sched/core.c."""
@@ -58,21 +58,22 @@ class Controls:
         self.check_sandbox()
         return sandboxed(request.argv, request.cwd or ".")
 
-    def memory_bytes(self, request: RunRequest) -> int:
-        asked = request.memory_bytes
+    def memory_bytes(self, ask: Ask) -> int:
+        """To lease."""
+        asked = ask.memory_bytes
         return self.settings.command_memory_bytes if asked is None else asked
 
-    def group(self, name: str, request: RunRequest, cores: tuple[int, ...]) -> Group | None:
+    def group(self, name: str, ask: Ask, cores: tuple[int, ...]) -> Group | None:
         """Raises OSError when the system refuses what it allowed at the start."""
-        if self.groups is None:
-            return None
-        limits = Limits(
+        return self.groups.make(name, self.limits(ask, cores)) if self.groups else None
+
+    def limits(self, ask: Ask, cores: tuple[int, ...]) -> Limits:
+        return Limits(
             cores=cores,
             weight=self.settings.weight,
             processes=self.settings.processes,
-            memory_bytes=self.memory_bytes(request),
+            memory_bytes=self.memory_bytes(ask),
         )
-        return self.groups.make(name, limits)
 
     @property
     def nice(self) -> int:

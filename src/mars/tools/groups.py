@@ -1,6 +1,7 @@
 """A control group per lease: what a command cannot leave, whatever it does with its affinity.
 
     <our own group>/mars-<server's mark>-<tool id>      one folder (v2), or one per controller (v1)
+    <our own group>/mars-<server's mark>-shell-<shell's mark>           see `shell_groups`
 
 The command joins before it starts; its runner stays outside. Every controller is tried when the
 server starts, and one that the system does not let us use is left out: `Groups.names` says which
@@ -14,18 +15,20 @@ Delegate=yes, it moves into one of its own first.
 import asyncio
 import contextlib
 import os
+import re
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mars.tools.cgroup_tree import CgroupTree
-from mars.tools.orphans import is_alive, server_mark
+from mars.tools.cgroup_tree import CgroupTree, find_tree
+from mars.tools.orphans import is_alive, mark_of
 
 _USED = ("cpu", "cpuset", "pids", "memory")
 _PERIOD_US = 100_000
-_PREFIX = "mars-"
+_PREFIX, _SHELL = "mars-", "shell-"
+_OURS = re.compile(r"mars-(?P<server>\d+-\d+)-(?:shell-(?P<shell>\d+-\d+)|.+)")
 _GONE_S, _LOOK_AGAIN_S = 5.0, 0.01
 
 
@@ -43,10 +46,10 @@ class Limits:
 class Used:
     """By everybody who was ever in the group; 0: not known."""
 
-    cpu_s: float
-    peak_memory_bytes: int
+    cpu_s: float = 0.0
+    peak_memory_bytes: int = 0
     """Of all together."""
-    out_of_memory: bool
+    oom_kills: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,31 @@ class Group:
         """The folders a process has to enter."""
         return sorted({str(folder) for folder in self.folders.values()})
 
+    @property
+    def counts_cpu(self) -> bool:
+        return bool({"", "cpuacct"} & {*self.folders})
+
     def pids(self) -> list[int]:
         found: set[int] = set()
         for folder in self.folders.values():
             with contextlib.suppress(OSError):
                 found.update(map(int, (folder / "cgroup.procs").read_text().split()))
         return sorted(found)
+
+    def take_in(self, pids: Iterable[int]) -> None:
+        """Raises OSError when one may not be moved."""
+        for folder in self.joins:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    Path(folder, "cgroup.procs").write_text(str(pid))
+
+    def forbid_forks(self) -> None:
+        """Until its limits are set again. Who forks and exits is never caught otherwise."""
+        with (
+            contextlib.suppress(KeyError, OSError),
+            (self.folders["pids"] / "pids.max").open("r+") as file,
+        ):
+            file.write("0")
 
     def kill(self) -> None:
         for folder in self.folders.values():
@@ -77,6 +99,7 @@ class Group:
     async def end(self) -> Used:
         """Kill whoever is in it and remove it, unless the kernel does not let somebody die."""
         killed: set[int] = set()
+        self.forbid_forks()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S):
                 while pids := self.pids():
@@ -109,9 +132,14 @@ class Group:
             or self._number("", "cpu.stat", "usage_usec") / 1e6,
             peak_memory_bytes=self._number("memory", "memory.peak")
             or self._number("memory", "memory.max_usage_in_bytes"),
-            out_of_memory=self._number("memory", "memory.events", "oom_kill")
-            + self._number("memory", "memory.oom_control", "oom_kill")
-            > 0,
+            oom_kills=self._number("memory", "memory.events", "oom_kill")
+            + self._number("memory", "memory.oom_control", "oom_kill"),
+        )
+
+    def memory_in_use(self) -> int:
+        """Bytes; 0: not known."""
+        return self._number("memory", "memory.current") or self._number(
+            "memory", "memory.usage_in_bytes"
         )
 
     def _number(self, controller: str, file: str, key: str = "") -> int:
@@ -137,7 +165,7 @@ class Groups:
 
         The widest lease has to fit: v1 refuses a quota beyond that of the groups around.
         """
-        mark = server_mark(os.getpid())
+        mark = mark_of(os.getpid())
         if tree.version == "v2":
             _delegate(tree.folders[""], mark)
         names = tuple(
@@ -158,11 +186,18 @@ class Groups:
         return True
 
     def make(self, name: str, limits: Limits) -> Group:
-        """Raises OSError when a controller refuses; then nothing is left of it."""
+        """For one command. Raises OSError when a controller refuses; then nothing is left of it."""
         v1 = self._tree.version == "v1"
-        wanted = {*self.names, "cpuacct" if v1 else ""}
-        if v1 and not limits.memory_bytes:  # a folder more, for nothing
-            wanted.discard("memory")
+        # A folder more, for nothing:
+        idle = {"memory"} if v1 and not limits.memory_bytes else set()
+        return self._make(name, {*self.names} - idle, limits)
+
+    def make_for_shell(self, shell: int, limits: Limits) -> Group:
+        """The same for a client's shell: every controller, since limits will change."""
+        return self._make(f"{_SHELL}{mark_of(shell)}", {*self.names}, limits)
+
+    def _make(self, name: str, names: set[str], limits: Limits) -> Group:
+        wanted = {*names, "cpuacct" if self._tree.version == "v1" else ""}
         group = Group(
             {
                 controller: folder / f"{_PREFIX}{self._mark}-{name}"
@@ -171,14 +206,29 @@ class Groups:
             }
         )
         try:
-            for controller, folder in group.folders.items():
+            for folder in group.folders.values():
                 folder.mkdir(exist_ok=True)
-                for file, text in self._writes(controller, limits):
-                    (folder / file).write_text(text)
+            self.limit(group, limits)
         except OSError:
             group.remove()
             raise
         return group
+
+    def limit(self, group: Group, limits: Limits) -> None:
+        """Set the limits; what is in use already is left to it. Raises OSError as `make` does."""
+        if limits.memory_bytes:  # v2 kills for what is beyond, v1 refuses
+            memory_bytes = max(limits.memory_bytes, group.memory_in_use())
+            limits = replace(limits, memory_bytes=memory_bytes)
+        for controller, folder in group.folders.items():
+            for file, text in self._writes(controller, limits):
+                (folder / file).write_text(text)
+
+    def home_of(self, pid: int, group: Group) -> Group:
+        """Where a process stands now, of the controllers of `group`."""
+        membership = Path(f"/proc/{pid}/cgroup").read_text()
+        tree = find_tree(self._tree.root, membership)
+        found = tree.folders if tree else {}
+        return Group({name: found[name] for name in group.folders if name in found})
 
     def _writes(self, controller: str, limits: Limits) -> Iterator[tuple[str, str]]:
         version = self._tree.version
@@ -201,21 +251,36 @@ class Groups:
             case "memory", "v2":
                 yield "memory.max", str(limits.memory_bytes or "max")
             case "memory", "v1":
-                yield "memory.limit_in_bytes", str(limits.memory_bytes)
+                yield "memory.limit_in_bytes", str(limits.memory_bytes or -1)
             case _:
                 return  # "" and cpuacct only count
 
     async def end_orphans(self) -> int:
-        """End the groups that servers which are gone left beside ours; how many there were."""
+        """End the groups that servers which are gone left beside ours; how many there were.
+
+        But for those of shells that live: they are `left_shells`.
+        """
+        left = [group for shell, group in self._left() if not is_alive(shell)]
+        for group in left:
+            await group.end()
+        return len(left)
+
+    def left_shells(self) -> dict[int, Group]:
+        """By pid of the shell."""
+        return {int(shell.split("-")[0]): g for shell, g in self._left() if is_alive(shell)}
+
+    def _left(self) -> list[tuple[str, Group]]:
+        """By servers that are gone; with the mark of a shell, or none."""
         left: dict[str, dict[str, Path]] = {}
         for controller, folder in self._tree.folders.items():
             for child in folder.glob(_PREFIX + "*"):
-                mark = "-".join(child.name.removeprefix(_PREFIX).split("-")[:2])
-                if not is_alive(mark):
-                    left.setdefault(child.name, {})[controller] = child
-        for folders in left.values():
-            await Group(folders).end()
-        return len(left)
+                left.setdefault(child.name, {})[controller] = child
+        found = []
+        for name, folders in left.items():
+            ours = _OURS.fullmatch(name)
+            if ours and not is_alive(ours["server"]):
+                found.append((ours["shell"] or "", Group(folders)))
+        return found
 
 
 def _delegate(folder: Path, mark: str) -> None:

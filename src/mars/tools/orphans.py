@@ -17,7 +17,7 @@ MARK = "MARS_TOOL_SERVER"
 """In the environment of every command; written by the tool server, never read as a setting."""
 
 
-def server_mark(pid: int) -> str:
+def mark_of(pid: int) -> str:
     """Names a process for ever: pids come again, but not with the same start time.
 
     Raises OSError when there is no such process.
@@ -29,7 +29,7 @@ def server_mark(pid: int) -> str:
 def is_alive(mark: str) -> bool:
     pid = mark.partition("-")[0]
     try:
-        return server_mark(int(pid)) == mark
+        return mark_of(int(pid)) == mark
     except (OSError, ValueError):
         return False
 

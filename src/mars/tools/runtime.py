@@ -25,7 +25,7 @@ from mars.core.leases import LeaseBook
 from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.tools.command import CommandHost, Outcome, Spec
 from mars.tools.controls import Controls
-from mars.tools.orphans import MARK, end_orphans, server_mark
+from mars.tools.orphans import MARK, end_orphans, mark_of
 from mars.tools.settings import ToolSettings
 from mars.tools.wire import Ask, Finished, Line, Output, Queued, RunRequest, Started
 
@@ -66,12 +66,12 @@ class ToolRuntime:
         )
         self._settings = settings
         self._emit = emit
-        self._mark = server_mark(os.getpid())
+        self._mark = mark_of(os.getpid())
         self._host = CommandHost(self._mark)
         self._calls: dict[ToolId, ToolCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wait_s = 0.0
-        self._stopping = False
+        self.stopping = asyncio.Event()
 
     def open(self, request: RunRequest) -> ToolCall:
         """Queue a command; read its `lines`.
@@ -79,17 +79,18 @@ class ToolRuntime:
         Raises InputError when it asks for more than there is, PartDiedError after `stop`.
         """
         argv = self.controls.argv(request)
-        call = self.queue(request, self.controls.memory_bytes(request))
+        call = self.queue(request)
         self.spawn(self._carry_out(call, request, argv))
         return call
 
-    def queue(self, ask: Ask, memory_bytes: int) -> ToolCall:
+    def queue(self, ask: Ask) -> ToolCall:
         """Ask for a lease; whoever asked carries the call out once it is `ready`, then says
         `finished` and gives the lease back. Raises as `open` does.
         """
-        if self._stopping:
+        if self.stopping.is_set():
             raise PartDiedError("the tool server is stopping")
         call = ToolCall(ToolId(uuid.uuid4().hex), ask, time.monotonic())
+        memory_bytes = self.controls.memory_bytes(ask)
         self.book.check_ask(call.tool_id, ask.cores, memory_bytes)
         self._calls[call.tool_id] = call
         self._tell_queued(call)
@@ -121,7 +122,7 @@ class ToolRuntime:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cancel_all(self) -> None:
-        self._stopping = True
+        self.stopping.set()
         for call in self._calls.values():
             call.cancel()
 
@@ -192,7 +193,7 @@ class ToolRuntime:
                 outcome = await self._run_in(call, request, argv, group.joins)
             finally:
                 used = await group.end()
-            if used.out_of_memory:
+            if used.oom_kills:
                 self._say(call, "the command ran out of its memory")
             return msgspec.structs.replace(
                 outcome,

@@ -41,12 +41,13 @@ _LAST_LINES_S = 5  # for clients to read the end of their answers, at shutdown
 def build_app(
     settings: ToolSettings, token: str, emit: Callable[[Event], None], order: ToolOrder
 ) -> Starlette:
-    """The app; its `state.runtime` is the `ToolRuntime`.
+    """The app; its `state.runtime` is the `ToolRuntime`, its `state.shells` are the `Shells`.
 
     Raises InputError when the settings name a core that does not exist.
     """
     runtime = ToolRuntime(settings, emit, order)
-    shells = _Shells(Shells(runtime, settings), token)
+    lends_to_shells = Shells(runtime, settings)
+    shells = _Shells(lends_to_shells, token)
 
     async def health(_request: Request) -> Response:
         book = runtime.book
@@ -74,7 +75,7 @@ def build_app(
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
-    app.state.runtime = runtime
+    app.state.runtime, app.state.shells = runtime, lends_to_shells
     return app
 
 
@@ -225,6 +226,7 @@ async def serve(
         tell(f"tools: {runtime.controls}")
         if orphans := await runtime.end_orphans():
             tell(f"tools: ended {orphans} commands or processes of a server that was killed")
+        app.state.shells.take_over()
         listener = stack.enter_context(_listen(host, port))
         server = _Server(_uvicorn_config(app, settings.grace_s))
 

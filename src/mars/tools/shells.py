@@ -10,8 +10,7 @@ on, and `&` leaves jobs behind.
 
 Who enters a shell that has a lease joins it. What runs longer than its time is ended, the shell is
 not. What is in the background by then (`server &`) runs on without a lease, where it is and with
-the lowest priority. Commands are held by affinity alone: they are the client's children, in its
-control group. What a command puts into a session of its own and orphans is not found.
+the lowest priority. See `shell_groups` for what holds them.
 """
 
 import asyncio
@@ -19,22 +18,23 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import psutil
 
 from mars.core.errors import InputError, PartDiedError
+from mars.tools import processes
 from mars.tools.command import Outcome
+from mars.tools.groups import Group, Used
 from mars.tools.runtime import CANCELLED, ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
+from mars.tools.shell_groups import ShellGroups
 from mars.tools.wire import ShellEntered, ShellEntry, ShellExit
 
 _LOOK_S: Final = 0.05
 """How often to look whether something still runs, once nobody waits for it."""
 _LOWEST: Final = 19
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _GONE: Final = 128 + signal.SIGHUP  # nobody is left who could know the exit code
 
 
@@ -44,25 +44,43 @@ class _Open:
 
     call: ToolCall
     began_s: float
-    cpu_s: float
-    """Of the shell and all below it, before."""
+    before: Used
 
 
 @dataclass(slots=True, eq=False)
 class _Shell:
     pid: int
     lease: ToolCall
+    group: Group | None = None
+    """None: held by affinity alone."""
     ends_s: float = 0.0
     open: dict[str, _Open] = field(default_factory=dict)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """A call is over: look at once."""
+
+    def used(self) -> Used:
+        """By all who ever ran in it, as far as anybody counts that."""
+        used = self.group.used() if self.group else Used()
+        if self.group and self.group.counts_cpu:
+            return used
+        return replace(used, cpu_s=processes.cpu_s(self.pid))
+
+    def running(self) -> set[int]:
+        """Processes other than the shell."""
+        members = {process.pid for process in processes.below(self.pid)}
+        return members | {*(self.group.pids() if self.group else ())} - {self.pid}
 
 
 class Shells:
     def __init__(self, runtime: ToolRuntime, settings: ToolSettings) -> None:
         self._runtime = runtime
         self._settings = settings
+        self._groups = ShellGroups(runtime)
         self._shells: dict[int, _Shell] = {}
+
+    def take_over(self) -> None:
+        """Shells of a server that was killed, once its orphans are ended."""
+        self._groups.take_over()
 
     async def enter(self, entry: ShellEntry) -> ShellEntered:
         """Wait for cores and put the shell on them. Cancelling this call gives the place up.
@@ -79,8 +97,13 @@ class Shells:
             call = self._runtime.join(entry, shell.lease.cores)
         else:
             raise InputError(f"shell {entry.pid} waits for cores already")
-        shell.open[call.tool_id] = _Open(call, time.monotonic(), _cpu_s(shell.pid))
-        return ShellEntered(tool_id=call.tool_id, cores=call.cores, wait_s=call.wait_s)
+        shell.open[call.tool_id] = _Open(call, time.monotonic(), shell.used())
+        return ShellEntered(
+            tool_id=call.tool_id,
+            cores=call.cores,
+            wait_s=call.wait_s,
+            held_by="group" if shell.group else "affinity",
+        )
 
     def leave(self, left: ShellExit) -> None:
         """Raises InputError when no such call is open."""
@@ -91,11 +114,11 @@ class Shells:
         raise InputError(f"no call {left.tool_id} is open in a shell (its time may have been over)")
 
     async def _lease(self, entry: ShellEntry) -> _Shell:
-        lease = self._runtime.queue(entry, memory_bytes=0)
+        lease = self._runtime.queue(entry)
         shell = self._shells[entry.pid] = _Shell(entry.pid, lease)
         try:
             await lease.ready.wait()
-            _move(entry.pid, lease)
+            self._move(shell, entry)
         except BaseException:
             self._give_up(shell)
             raise
@@ -103,21 +126,37 @@ class Shells:
         self._runtime.spawn(self._hold(shell))
         return shell
 
+    def _move(self, shell: _Shell, entry: ShellEntry) -> None:
+        if shell.lease.cancelled.is_set():
+            raise PartDiedError("the tool server is stopping")
+        cores = shell.lease.cores
+        shell.group = self._groups.lend(shell.pid, self._runtime.controls.limits(entry, cores))
+        try:
+            os.sched_setaffinity(shell.pid, cores)
+        except OSError as error:
+            raise InputError(f"process {shell.pid} cannot be moved: {error.strerror}") from None
+
     def _give_up(self, shell: _Shell) -> None:
         self._runtime.finished(shell.lease, CANCELLED)
         self._end(shell)
 
     def _end(self, shell: _Shell) -> None:
+        self._groups.rest(shell.pid)
         del self._shells[shell.pid]
         self._runtime.give_back(shell.lease)
 
     def _finish(self, shell: _Shell, tool_id: str, exit_code: int) -> None:
         over = shell.open.pop(tool_id)
+        before, now = over.before, shell.used()
+        peak_bytes = now.peak_memory_bytes
+        if shell.group and peak_bytes == before.peak_memory_bytes:  # a peak before this call
+            peak_bytes = shell.group.memory_in_use()
         outcome = Outcome(
             exit_code=exit_code,
             why="ended",
             run_s=time.monotonic() - over.began_s,
-            cpu_s=max(0.0, _cpu_s(shell.pid) - over.cpu_s),
+            cpu_s=max(0.0, now.cpu_s - before.cpu_s),
+            peak_memory_bytes=peak_bytes,
         )
         self._runtime.finished(over.call, outcome)
         shell.left.set()
@@ -129,15 +168,15 @@ class Shells:
         finally:
             for tool_id in list(shell.open):
                 self._finish(shell, tool_id, _GONE)
-            self._end(shell)
             _put_back(shell.pid)
+            self._end(shell)
 
     async def _calms_down(self, shell: _Shell) -> bool:
         """Wait until no call is open and nothing runs in front; False: its time is over, or the
         server's.
         """
         while not shell.lease.cancelled.is_set() and time.monotonic() < shell.ends_s:
-            if not (shell.open and _lives(shell.pid)) and not in_front(shell.pid):
+            if not (shell.open and processes.find(shell.pid)) and not processes.in_front(shell.pid):
                 return True
             shell.left.clear()
             with contextlib.suppress(TimeoutError):
@@ -148,89 +187,29 @@ class Shells:
         """SIGTERM once to whatever runs, after the grace SIGKILL; the shell lives on."""
         kill_s = time.monotonic() + self._settings.grace_s
         told: set[int] = set()
-        while pids := {process.pid for process in below(shell.pid)}:
-            late = time.monotonic() >= kill_s
-            for pid in pids if late else pids - told:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        while (pids := shell.running()) and time.monotonic() < kill_s:
+            _signal(pids - told, signal.SIGTERM)
             told |= pids
+            await asyncio.sleep(_LOOK_S)
+        if shell.group:
+            shell.group.forbid_forks()
+        while pids := shell.running():
+            _signal(pids, signal.SIGKILL)
             await asyncio.sleep(_LOOK_S)
 
 
-class Process(NamedTuple):
-    """As proc(5) has it in /proc/PID/stat."""
-
-    pid: int
-    parent: int
-    group: int
-    session: int
-    front: int
-    """The process group in the foreground of its terminal; -1: it has none."""
-    cpu_s: float
-    """Its own, and that of the children it has waited for."""
-
-
-def below(shell: int) -> list[Process]:
-    """What runs because of a shell: its descendants, and who else is in its terminal session."""
-    everybody = _processes()
-    members, grown = {shell}, True
-    while grown:
-        more = {p.pid for p in everybody if p.parent in members or p.session == shell}
-        grown = not more <= members
-        members |= more
-    return [p for p in everybody if p.pid in members and p.pid != shell]
-
-
-def in_front(shell: int) -> list[Process]:
-    """What the shell waits for. Without a terminal nobody can tell: all that runs below it."""
-    own, running = _process(shell), below(shell)
-    if own is None or own.front < 0:
-        return running
-    return [process for process in running if process.group == own.front]
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _put_back(shell: int) -> None:
     """What runs below it, but not the shell: who has no privileges cannot take that back."""
-    own = _process(shell)
-    for group in {process.group for process in below(shell)} - {own.group if own else 0}:
+    own = processes.find(shell)
+    for group in {process.group for process in processes.below(shell)} - {own.group if own else 0}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpriority(os.PRIO_PGRP, group, _LOWEST)
-
-
-def _processes() -> list[Process]:
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
-    return [process for pid in pids if (process := _process(pid))]
-
-
-def _process(pid: int) -> Process | None:
-    """None: it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    state, *numbers = text.rpartition(b")")[2].split()
-    if state in b"ZX":
-        return None
-    parent, group, session, _, front = map(int, numbers[:5])
-    return Process(pid, parent, group, session, front, sum(map(int, numbers[10:14])) * _TICK_S)
-
-
-def _lives(pid: int) -> bool:
-    return _process(pid) is not None
-
-
-def _cpu_s(shell: int) -> float:
-    own = _process(shell)
-    return (own.cpu_s if own else 0.0) + sum(process.cpu_s for process in below(shell))
-
-
-def _move(shell: int, lease: ToolCall) -> None:
-    if lease.cancelled.is_set():
-        raise PartDiedError("the tool server is stopping")
-    try:
-        os.sched_setaffinity(shell, lease.cores)
-    except OSError as error:
-        raise InputError(f"process {shell} cannot be moved: {error.strerror}") from None
 
 
 def _check_ours(pid: int) -> None:

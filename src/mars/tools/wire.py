@@ -24,6 +24,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tool: str = ""
     """What durations are learned by. Empty: see `tool_name`."""
     cores: Annotated[int, msgspec.Meta(ge=1)] = 1
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """To lease; where a control group can limit it, the most it gets. None: the server's."""
 
     @property
     def tool_name(self) -> str:
@@ -33,8 +35,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class RunRequest(Ask, frozen=True, kw_only=True):
     argv: Annotated[list[NonEmpty], msgspec.Meta(min_length=1)]
     """No shell: `["sh", "-c", text]` asks for one."""
-    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    """To lease; where a control group can limit it, the most it gets. None: the server's."""
     sandbox: bool = False
     """No network, a /tmp of its own, a system that is read-only but for `cwd`. See `sandbox.py`."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] | None = None
@@ -76,6 +76,8 @@ class ShellEntered(msgspec.Struct, frozen=True, kw_only=True):
     tool_id: str
     cores: tuple[int, ...]
     wait_s: float
+    held_by: Literal["group", "affinity"]
+    """Whether they are in a control group. By affinity alone a command can widen its own."""
 
 
 class ShellExit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,63 @@
+"""Who runs because of a shell, from /proc."""
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """As proc(5) has it in /proc/PID/stat."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    front: int
+    """The process group in the foreground of its terminal; -1: it has none."""
+    cpu_s: float
+    """Its own, and that of the children it has waited for."""
+
+
+def find(pid: int) -> Process | None:
+    """None: it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    state, *numbers = text.rpartition(b")")[2].split()
+    if state in b"ZX":
+        return None
+    parent, group, session, _, front = map(int, numbers[:5])
+    return Process(pid, parent, group, session, front, sum(map(int, numbers[10:14])) * _TICK_S)
+
+
+def below(shell: int) -> list[Process]:
+    """What runs because of a shell: its descendants, and who else is in its terminal session."""
+    everybody = _everybody()
+    members, grown = {shell}, True
+    while grown:
+        more = {p.pid for p in everybody if p.parent in members or p.session == shell}
+        grown = not more <= members
+        members |= more
+    return [p for p in everybody if p.pid in members and p.pid != shell]
+
+
+def in_front(shell: int) -> list[Process]:
+    """What the shell waits for. Without a terminal nobody can tell: all that runs below it."""
+    own, running = find(shell), below(shell)
+    if own is None or own.front < 0:
+        return running
+    return [process for process in running if process.group == own.front]
+
+
+def cpu_s(shell: int) -> float:
+    """Of the shell and of all below it that lives or was waited for."""
+    own = find(shell)
+    return (own.cpu_s if own else 0.0) + sum(process.cpu_s for process in below(shell))
+
+
+def _everybody() -> list[Process]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+    return [process for pid in pids if (process := find(pid))]
