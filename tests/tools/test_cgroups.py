@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mars.tools.cgroup_tree import CgroupTree, find_tree
-from mars.tools.groups import Group, Groups, Limits
+from mars.tools.group import Group
+from mars.tools.groups import Groups, Limits
 from mars.tools.orphans import is_alive, mark_of
 
 LIMITS = Limits(cores=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)

@@ -10,7 +10,8 @@ from typing import Self
 
 from mars.core.errors import InputError
 from mars.tools.cgroup_tree import find_tree
-from mars.tools.groups import Group, Groups, Limits
+from mars.tools.group import Group
+from mars.tools.groups import Groups, Limits
 from mars.tools.sandbox import sandboxed, why_no_sandbox
 from mars.tools.settings import ToolSettings, lendable
 from mars.tools.wire import Ask, RunRequest

@@ -16,7 +16,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mars.tools.groups import Group, Groups, Limits
+from mars.tools.group import Group
+from mars.tools.groups import Groups, Limits
 from mars.tools.processes import below
 from mars.tools.runtime import ToolRuntime
 

@@ -26,7 +26,7 @@ import psutil
 from mars.core.errors import InputError, PartDiedError
 from mars.tools import processes
 from mars.tools.command import Outcome
-from mars.tools.groups import Group, Used
+from mars.tools.group import Group, Used
 from mars.tools.runtime import CANCELLED, ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
 from mars.tools.shell_groups import ShellGroups
