@@ -13,6 +13,9 @@ PYENV         := $(firstword $(shell pyenv root 2>/dev/null) $(HOME)/.pyenv)
 AGENTS_PYTHON ?= $(firstword $(wildcard $(PYENV)/versions/3.12.*/bin/python3.12) $(shell command -v python3.12))
 AGENTS        := .venv-agents
 
+# A load tool wants other versions of nearly everything.
+AIPERF := .venv-aiperf
+
 .PHONY: demo test search twin check audit bench clean
 
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
@@ -21,7 +24,7 @@ demo: $(READY)
 	$(BIN)/mars replay coding --agents 12 --sessions 14 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
 	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
 
-test: check $(AGENTS)/.ready
+test: check $(AGENTS)/.ready $(AIPERF)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
@@ -67,5 +70,11 @@ $(AGENTS)/.ready: pyproject.toml
 	$(AGENTS)/bin/pip install --quiet -e '.[openhands,miniswe]'
 	touch $@
 
+$(AIPERF)/.ready:
+	$(PYTHON) -m venv $(AIPERF)
+	$(AIPERF)/bin/pip install --quiet --upgrade pip  # an old one tries versions for many minutes
+	$(AIPERF)/bin/pip install --quiet aiperf==0.13.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(AGENTS) .venv-audit $(RUNS)
+	rm -rf $(VENV) $(AGENTS) $(AIPERF) .venv-audit $(RUNS)
