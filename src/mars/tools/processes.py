@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process(NamedTuple):
@@ -18,6 +19,10 @@ class Process(NamedTuple):
     """The process group in the foreground of its terminal; -1: it has none."""
     cpu_s: float
     """Its own, and that of the children it has waited for."""
+    waited_cpu_s: float
+    """Of these alone."""
+    memory_bytes: int
+    """Resident: pages that several share count in each of them."""
 
 
 def find(pid: int) -> Process | None:
@@ -30,7 +35,9 @@ def find(pid: int) -> Process | None:
     if state in b"ZX":
         return None
     parent, group, session, _, front = map(int, numbers[:5])
-    return Process(pid, parent, group, session, front, sum(map(int, numbers[10:14])) * _TICK_S)
+    own_s, waited_s = (sum(map(int, numbers[at : at + 2])) * _TICK_S for at in (10, 12))
+    memory_bytes = int(numbers[20]) * _PAGE_BYTES
+    return Process(pid, parent, group, session, front, own_s + waited_s, waited_s, memory_bytes)
 
 
 def below(shell: int) -> list[Process]:
@@ -56,6 +63,11 @@ def cpu_s(shell: int) -> float:
     """Of the shell and of all below it that lives or was waited for."""
     own = find(shell)
     return (own.cpu_s if own else 0.0) + sum(process.cpu_s for process in below(shell))
+
+
+def memory_bytes(shell: int) -> int:
+    """Of all below it."""
+    return sum(process.memory_bytes for process in below(shell))
 
 
 def _everybody() -> list[Process]:
