@@ -4,6 +4,8 @@ or twice in the same octave, is a law of every test here: `check_events`.
 
 import asyncio
 import contextlib
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from tests.tools.conftest import Rig, serving, until
 from tests.tools.shells import Shell, ended, lending
 
 from mars.core.events import ToolFinished, ToolProgressed, ToolQueued
+from mars.tools.processes import cpu_s_below
 from mars.tools.progress import Using, tell_progress
 
 BURN = "import os, sys\nwhile not os.path.exists(sys.argv[1]): pass"
@@ -79,6 +82,16 @@ async def test_who_has_ended_counts_with_what_it_took(settings: dict[str, object
         assert told(rig, "it")[1].cpu_s > 0.8
 
 
+def test_who_has_ended_counts_before_anybody_has_waited_for_it() -> None:
+    """Else its time would be that of whatever runs when somebody does."""
+    before_s = cpu_s_below(os.getpid())
+    child = subprocess.Popen([sys.executable, "-c", BURN_A_LITTLE])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert cpu_s_below(os.getpid()) - before_s > 0.25
+    child.wait()
+    assert cpu_s_below(os.getpid()) - before_s > 0.25
+
+
 async def test_of_a_short_one_and_of_one_that_is_over_nothing_is_told() -> None:
     async with serving(cores=(0, 1)) as rig:
         await rig.sh("true", tool="short")
@@ -104,11 +117,12 @@ async def test_one_that_waits_has_no_progress() -> None:
         waiting.cancel()
 
 
-async def test_calls_in_a_shell(tmp_path: Path) -> None:
+@by_all_means
+async def test_calls_in_a_shell(settings: dict[str, object], tmp_path: Path) -> None:
     """Each counts from where it began, whatever the shell has taken before."""
     gate = tmp_path / "gate"
     with ended([Shell()]) as shells:
-        async with lending(shells) as (rig, calls):
+        async with lending(shells, **settings) as (rig, calls):
             burning = await calls.enter(shells[0], tool="burning")
             shells[0].type(f"{sys.executable} -c '{BURN}' {gate}")
             await until(lambda: len(told(rig, "burning")) == 2)

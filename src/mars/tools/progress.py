@@ -43,11 +43,7 @@ async def tell_progress(
 def of_command(runner: int, group: Group | None) -> Using:
     """By its control group, as far as there is one that counts, else by the tree of its runner."""
     counted = Using(group.used().cpu_s, group.memory_in_use()) if group else Using(0.0, 0)
-    if all(counted):
-        return counted
-    own, tree = processes.find(runner), processes.below(runner)
-    waited_cpu_s = own.waited_cpu_s if own else 0.0
     return Using(
-        cpu_s=counted.cpu_s or waited_cpu_s + sum(process.cpu_s for process in tree),
-        memory_bytes=counted.memory_bytes or sum(process.memory_bytes for process in tree),
+        cpu_s=counted.cpu_s or processes.cpu_s_below(runner),
+        memory_bytes=counted.memory_bytes or processes.memory_bytes_below(runner),
     )

@@ -72,7 +72,7 @@ class _Shell:
         memory_bytes = self.group.memory_in_use() if self.group else 0
         return Using(
             cpu_s=max(0.0, self.used().cpu_s - before.cpu_s),
-            memory_bytes=memory_bytes or processes.memory_bytes(self.pid),
+            memory_bytes=memory_bytes or processes.memory_bytes_below(self.pid),
         )
 
     def running(self) -> set[int]:
