@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bench.conftest import MARS, A, B
+from tests.bench.conftest import MARS, TA, A, B
 from tests.sim.workloads import random_sessions
 
 from mars.bench.crowd import Extent, crowds
@@ -228,6 +228,14 @@ def test_an_account_by_hand() -> None:
         (9.5, "ended", "done"),  # at the same time as its tool, and told first
         (9.5, "make: ran 4.00 s (CPU 25.0 %), exit code 0", ""),
     ]
+
+
+def test_a_tool_that_runs_on_says_what_it_takes() -> None:
+    ran = {"run_s": 4.0, "cpu_s": 3.0, "memory_bytes": 210_000_000}
+    now = ev.ToolProgressed(at_s=9.0, session_id=A, tool_id=TA, tool="make", **ran)  # type: ignore[arg-type]
+    assert Teller().say(now).what == "make: has run 4.00 s (CPU 75.0 %), 210 MB in memory"
+    asleep = msgspec.structs.replace(now, cpu_s=0.0, memory_bytes=512)
+    assert Teller().say(asleep).what == "make: has run 4.00 s (CPU 0 %), 512 B in memory"
 
 
 def test_a_context_that_the_cache_has_lost_is_named() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import pty
+import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from tests.gateway.pair import FOUR_PLACES, eventually
 from tests.gateway.scripted import Engine, closed_port, on_cue, serving, until
 from tests.gateway.test_fleet import OPEN, Two, two
 
+from mars.core import events as ev
+from mars.core.ids import SessionId, ToolId
 from mars.gateway.keys import KeyRing, make_key
 
 TOP = [sys.executable, "-m", "mars", "top"]
@@ -51,8 +55,18 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 
 async def test_once_prints_who_is_in_who_waits_and_why() -> None:
     async with one_in_one_waiting() as rig:
+        tool = {"session_id": SessionId("[bold]inside"), "tool_id": ToolId("t"), "tool": "make"}
+        now_s = time.monotonic()
+        rig.desk.emit(
+            ev.ToolStarted(at_s=now_s - 4, cores=(1,), wait_s=0.0, **tool),  # type: ignore[arg-type]
+            ev.ToolProgressed(
+                at_s=now_s, run_s=4.0, cpu_s=3.0, memory_bytes=210 * 10**6,
+                **tool,  # type: ignore[arg-type]
+            ),
+        )  # fmt: skip
         code, said, failed = await run(rig.url + "/v1", "--once")
     assert code == 0, failed
+    assert re.search(r"make running \d.* s \(CPU 75.0 %, 210 MB\)", said)
     lines = said.splitlines()
     assert "2 sessions: 1 of 1 active; 1 gated, 1 queued" in lines
     assert "gate: 1 wait: KV is at 100% (limit 90%)" in lines

@@ -213,6 +213,15 @@ def from_afar(kind: str, session: str, call: str, at_s: float) -> ev.SessionEven
         "tool started": ev.ToolStarted(
             at_s=at_s, session_id=session_id, tool_id=tool_id, tool="sh", cores=(0,), wait_s=0.0
         ),
+        "tool progressed": ev.ToolProgressed(
+            at_s=at_s,
+            session_id=session_id,
+            tool_id=tool_id,
+            tool="sh",
+            run_s=1.0,
+            cpu_s=1.0,
+            memory_bytes=1,
+        ),
         "tool finished": ev.ToolFinished(
             at_s=at_s,
             session_id=session_id,
@@ -235,6 +244,7 @@ KINDS_FROM_AFAR = (
     "released",
     "tool queued",
     "tool started",
+    "tool progressed",
     "tool finished",
 )
 

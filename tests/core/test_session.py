@@ -40,6 +40,9 @@ SAMPLES: tuple[ev.SessionEvent, ...] = (
     ev.KvReleased(at_s=9.0, session_id=S, kv_tokens=5, held_s=1.0, why="expired"),
     ev.ToolQueued(at_s=9.0, session_id=S, tool_id=T, tool="sh", cores=1),
     ev.ToolStarted(at_s=9.0, session_id=S, tool_id=T, tool="sh", cores=(0,), wait_s=0.0),
+    ev.ToolProgressed(
+        at_s=9.0, session_id=S, tool_id=T, tool="sh", run_s=1.0, cpu_s=1.0, memory_bytes=1
+    ),
     ev.ToolFinished(
         at_s=9.0,
         session_id=S,
@@ -203,7 +206,10 @@ def test_a_call_that_is_open_cannot_be_queued_again_beside_another() -> None:
 
 def test_a_tool_moves_the_rest_while_a_call_runs() -> None:
     session = session_in(Phase.RUNNING)
-    for event in (ev.ToolQueued, ev.ToolStarted, ev.KvHeld, ev.KvReleased, ev.ToolFinished):
+    for event in (
+        *(ev.ToolQueued, ev.ToolStarted, ev.ToolProgressed),
+        *(ev.KvHeld, ev.KvReleased, ev.ToolFinished),
+    ):
         session.advance(SAMPLE[event])
         assert session.phase is Phase.RUNNING
     session.advance(finished("c"))

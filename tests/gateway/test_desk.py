@@ -57,13 +57,16 @@ class Bench:
         ended = (it for it in self.events if isinstance(it, ev.SessionEnded))
         return [event.why for event in ended if event.session_id == session_id]
 
-    def tool(self, kind: type[ev.ToolQueued] | type[ev.ToolFinished], tool_id: str) -> None:
+    def tool(self, kind: type[ev.ToolEvent], tool_id: str) -> None:
         common = {"at_s": 0.0, "session_id": A, "tool_id": ToolId(tool_id), "tool": "bash"}
-        if kind is ev.ToolQueued:
-            self.desk.emit(ev.ToolQueued(**common, cores=1))  # type: ignore[arg-type]
-        else:
-            rest = {"run_s": 1.0, "cpu_s": 1.0, "peak_memory_bytes": 1, "exit_code": 0}
-            self.desk.emit(ev.ToolFinished(**common, **rest))  # type: ignore[arg-type]
+        rest: dict[type[ev.ToolEvent], dict[str, object]] = {
+            ev.ToolQueued: {"cores": 1},
+            ev.ToolProgressed: {"run_s": 1.0, "cpu_s": 1.0, "memory_bytes": 1},
+            ev.ToolFinished: {
+                "run_s": 1.0, "cpu_s": 1.0, "peak_memory_bytes": 1, "exit_code": 0
+            },
+        }  # fmt: skip
+        self.desk.emit(kind(**common, **rest[kind]))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -181,6 +184,17 @@ class TestTools:
         assert stay.gone
         free.tool(ev.ToolQueued, "1")
         assert not stay.gone
+        free.desk.end(A, "test")
+
+    async def test_but_one_that_goes_on_does_not(self, free: Bench) -> None:
+        """It may run on though nobody waits for it."""
+        stay = await free.enter("a")
+        free.tool(ev.ToolQueued, "1")
+        free.desk.call_finished(free.desk.call_started(stay), ok=False, gone=True)
+        queued_s = stay.tools[ToolId("1")]
+        free.tool(ev.ToolProgressed, "1")
+        assert stay.gone
+        assert stay.tools[ToolId("1")] > queued_s, "it keeps the place for longer"
         free.desk.end(A, "test")
 
     async def test_a_tool_of_a_gated_session_starts_no_timer(self, narrow: Bench) -> None:

@@ -166,6 +166,7 @@ def test_a_place_is_what_the_log_says_last(tmp_path: Path) -> None:
             queued("c", 4.0),
             ev.CallFinished(at_s=5.0, session_id=A, call_id=CallId("c"), ok=True),
             ev.ToolQueued(at_s=6.0, cores=1, **tool),  # type: ignore[arg-type]
+            ev.ToolProgressed(at_s=6.5, run_s=0.5, cpu_s=0.1, memory_bytes=1, **tool),  # type: ignore[arg-type]
             ev.EngineSampled(
                 at_s=7.0, kv_used_blocks=0, kv_held_blocks=0, kv_total_blocks=1, block_tokens=1,
                 running_calls=0, waiting_calls=0,
@@ -173,8 +174,8 @@ def test_a_place_is_what_the_log_says_last(tmp_path: Path) -> None:
         ],
     )  # fmt: skip
     (place,) = read_places(path, 10.0)
-    assert (place.session_id, place.arrived_s, place.heard_s) == (A, 1.0, 6.0)
-    assert (place.turn, place.prompt_bytes, place.tools) == (7, 900, {"t": 6.0})
+    assert (place.session_id, place.arrived_s, place.heard_s) == (A, 1.0, 6.5)
+    assert (place.turn, place.prompt_bytes, place.tools) == (7, 900, {"t": 6.5})
     assert (place.identity.tenant, place.identity.rule) == ("people", "test")
     assert read_places(path, 0.5) == [], "of another boot"
 

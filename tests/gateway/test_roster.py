@@ -42,7 +42,18 @@ async def test_what_a_session_has_in_the_cache_and_in_its_tool(engine: Engine) -
         assert [(it.tool, it.state) for it in row.tools] == [("pytest", "queued")]
         assert 7 <= row.tools[0].state_s < 60
         rig.desk.emit(ev.ToolStarted(at_s=now_s, cores=(1,), wait_s=7.0, **tool))  # type: ignore[arg-type]
-        assert [it.state for it in (await rig.sessions())["a"].tools] == ["running"]
+        (row_of_tool,) = (await rig.sessions())["a"].tools
+        assert (row_of_tool.state, row_of_tool.run_s) == ("running", None)
+        rig.desk.emit(
+            ev.ToolProgressed(
+                at_s=now_s, run_s=8.0, cpu_s=6.0, memory_bytes=512,
+                **tool,  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+        (row_of_tool,) = (await rig.sessions())["a"].tools
+        assert row_of_tool.state == "running"
+        assert 8 <= row_of_tool.state_s < 60
+        assert (row_of_tool.run_s, row_of_tool.cpu_s, row_of_tool.memory_bytes) == (8.0, 6.0, 512)
         rig.desk.emit(
             ev.ToolFinished(
                 at_s=now_s, run_s=1.0, cpu_s=1.0, peak_memory_bytes=1, exit_code=0,

@@ -15,7 +15,14 @@ import pytest
 import uvicorn
 import uvloop
 
-from mars.core.events import Event, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
+from mars.core.events import (
+    Event,
+    ToolFinished,
+    ToolProgressed,
+    ToolQueued,
+    ToolsSampled,
+    ToolStarted,
+)
 from mars.policy.tool_order import Fifo, ToolOrder
 from mars.tools.cgroup_tree import find_tree
 from mars.tools.client import ToolClient
@@ -153,6 +160,7 @@ def check_events(events: list[Event], share: int = 1, *, outlasting: bool = Fals
     """Every call is queued, perhaps started, finished; what is sampled adds up at every moment."""
     queued: dict[str, ToolQueued] = {}
     running: dict[str, ToolStarted] = {}
+    progress: dict[str, list[ToolProgressed]] = {}
     wait_s = 0.0
     assert [event.at_s for event in events] == sorted(event.at_s for event in events)
     for event in events:
@@ -170,6 +178,13 @@ def check_events(events: list[Event], share: int = 1, *, outlasting: bool = Fals
                 running[event.tool_id] = event
                 lent = [core for started in running.values() for core in started.cores]
                 assert all(lent.count(core) <= share for core in lent)
+            case ToolProgressed():
+                seen = progress.setdefault(event.tool_id, [])
+                ran_s = event.at_s - running[event.tool_id].at_s
+                assert event.run_s == pytest.approx(ran_s)
+                assert ran_s > 0.99 * 2 ** len(seen)
+                assert event.cpu_s >= max((it.cpu_s for it in seen), default=0.0)
+                seen.append(event)
             case ToolFinished(exit_code=None):
                 assert event.why == "cancelled"
                 queued.pop(event.tool_id)

@@ -202,7 +202,7 @@ from mars.tools.command import CommandHost, Spec
 spec = Spec(argv=[{sys.executable!r}, "-c", {STUBBORN.format(path=str(path))!r}], cwd=None,
             env={{}}, cores=(0,), nice=0, groups=[],
             timeout_s=600, grace_s=0.1, parent_pid=__import__("os").getpid())
-asyncio.run(CommandHost("a mark").run(spec, 0, print, asyncio.Event()))
+asyncio.run(CommandHost("a mark").run(spec, 0, print, asyncio.Event(), print))
 """
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", text, env=_with_source())
     await until(lambda: pid_in(path) != 0)

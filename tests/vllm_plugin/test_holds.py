@@ -139,6 +139,8 @@ def test_a_hold_is_asked_again_when_the_tool_starts_and_ends(engines: Engines) -
     tool(engine, engines, ev.ToolQueued, cores=1)
     tool(engine, engines, ev.ToolStarted, cores=(1,), wait_s=0.0)
     assert SessionId("a") in holds, "nothing is known of this tool yet"
+    tool(engine, engines, ev.ToolProgressed, run_s=1.0, cpu_s=1.0, memory_bytes=1)
+    assert SessionId("a") in holds, "that it goes on is no reason"
     tool(engine, engines, ev.ToolFinished, run_s=500.0, **TOOL_END)
     assert SessionId("a") in holds, "its tool has ended: it is on its way back"
     for _ in range(20):  # `worth.samples`

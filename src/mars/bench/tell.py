@@ -6,7 +6,7 @@ such as the turn of a call, since when it waits, and how much KV the call before
 
 from typing import Final, NamedTuple, assert_never
 
-from mars.bench.words import count, number, percent, seconds
+from mars.bench.words import count, number, percent, seconds, size
 from mars.core import events as ev
 from mars.core.ids import CallId
 
@@ -62,7 +62,7 @@ class Teller:
                 return self._say_call(fact)
             case ev.KvHeld() | ev.KvDropped() | ev.KvReleased():
                 return _say_kv(fact)
-            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 return _say_tool(fact)
             case _:
                 assert_never(fact)
@@ -181,6 +181,9 @@ def _say_tool(fact: ev.ToolEvent) -> Said:
         case ev.ToolStarted():
             on = "core " + ", ".join(map(str, fact.cores)) if fact.cores else "no core of its own"
             return Said(f"{fact.tool}: runs on {on}{_after(fact.wait_s)}")
+        case ev.ToolProgressed():
+            now = f"has run {seconds(fact.run_s)} (CPU {_busy(fact)})"
+            return Said(f"{fact.tool}: {now}, {size(fact.memory_bytes)} in memory")
         case ev.ToolFinished():
             if fact.exit_code is None:
                 return Said(f"{fact.tool}: never ran", fact.why, cost=True)
@@ -191,5 +194,5 @@ def _say_tool(fact: ev.ToolEvent) -> Said:
             assert_never(fact)
 
 
-def _busy(fact: ev.ToolFinished) -> str:
+def _busy(fact: ev.ToolProgressed | ev.ToolFinished) -> str:
     return percent(fact.cpu_s / fact.run_s) if fact.run_s > 0.0 else seconds(fact.cpu_s)

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mars.bench.words import count, number, percent, seconds
+from mars.bench.words import count, number, percent, seconds, size
 from mars.core.session import Phase
-from mars.gateway.roster import SessionRow
+from mars.gateway.roster import SessionRow, ToolRow
 from mars.gateway.shown import Status
 
 _HEAD_LINES: Final = 10
@@ -164,4 +164,11 @@ def _cells(row: SessionRow, *, of_several: bool) -> Iterator[Text]:
     yield Text(count(row.context_tokens))
     yield Text(percent(row.warm_frac))
     yield Text(count(row.held_tokens) if row.held_tokens else "-")
-    yield Text(", ".join(f"{it.tool} {it.state} {seconds(it.state_s)}" for it in row.tools) or "-")
+    yield Text(", ".join(map(_tool, row.tools)) or "-")
+
+
+def _tool(row: ToolRow) -> str:
+    said = f"{row.tool} {row.state} {seconds(row.state_s)}"
+    if row.run_s is None or row.cpu_s is None or row.memory_bytes is None:
+        return said
+    return f"{said} (CPU {percent(row.cpu_s / row.run_s)}, {size(row.memory_bytes)})"

@@ -29,6 +29,10 @@ def count(value: float) -> str:
     return str(value) if isinstance(value, int) else _three_digits(value)
 
 
+def size(of_bytes: int) -> str:
+    return f"{of_bytes} B" if of_bytes < _THOUSAND else f"{count(of_bytes)}B"
+
+
 def number(of: int, what: str) -> str:
     return f"{of} {what}" if of == 1 else f"{of} {what}s"
 

@@ -142,6 +142,7 @@ class ControlPlane:
                 | ev.KvReleased()
                 | ev.ToolQueued()
                 | ev.ToolStarted()
+                | ev.ToolProgressed()
                 | ev.ToolFinished()
             ):
                 self._hear(event)

@@ -8,7 +8,7 @@ Who stamps what (each fact has exactly one source):
     gateway       SessionArrived SessionAdmitted SessionPaused SessionReturned SessionEnded
     gateway       CallQueued CallFinished GateShut FailOpenChanged SessionRefused
     engine        CallStarted CallPreempted CallServed KvHeld KvDropped KvReleased EngineSampled
-    tool runtime  ToolQueued ToolStarted ToolFinished ToolsSampled
+    tool runtime  ToolQueued ToolStarted ToolProgressed ToolFinished ToolsSampled
 
 `at_s` is in seconds on the machine's monotonic clock, which all processes of a machine share.
 """
@@ -229,6 +229,20 @@ class ToolStarted(Fact, frozen=True, kw_only=True):
     """Seconds the tool call waited for its cores."""
 
 
+class ToolProgressed(Fact, frozen=True, kw_only=True):
+    """It runs on: told after 1, 2, 4, 8, ... seconds."""
+
+    session_id: SessionId
+    tool_id: ToolId
+    tool: str
+    run_s: float
+    """Since `ToolStarted`."""
+    cpu_s: float
+    """Of its processes so far; never less than was told before."""
+    memory_bytes: int
+    """In use now. A control group counts cached files too, else shared pages count in each."""
+
+
 class ToolFinished(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     tool_id: ToolId
@@ -277,7 +291,7 @@ class ToolsSampled(Fact, frozen=True, kw_only=True):
 
 
 CallEvent = CallQueued | CallStarted | CallPreempted | CallServed | CallFinished
-ToolEvent = ToolQueued | ToolStarted | ToolFinished
+ToolEvent = ToolQueued | ToolStarted | ToolProgressed | ToolFinished
 SessionEvent = (
     SessionArrived
     | SessionAdmitted

@@ -208,7 +208,7 @@ class Desk:
         """What a fact means to a stay, and to the queue."""
         self._queue.observe(fact, self.control.gated)
         match fact:
-            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 if stay := self._stays.get(fact.session_id):
                     stay.hear(fact, time.monotonic())
                     self._settle(stay)

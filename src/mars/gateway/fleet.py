@@ -250,7 +250,7 @@ class Fleet:
         if isinstance(fact, ev.ToolsSampled):
             for member in members:
                 member.desk.hear(fact)
-        elif isinstance(fact, ev.ToolQueued | ev.ToolStarted | ev.ToolFinished) and members:
+        elif isinstance(fact, ev.ToolEvent) and members:
             (self.home(fact.session_id) or members[0]).desk.hear(fact)
 
     def close(self, why: str) -> None:

@@ -88,7 +88,7 @@ class _Life:
                 self.turn, self.prompt_bytes = event.turn, event.prompt_bytes
             case ev.CallFinished():
                 self.calls.discard(event.call_id)
-            case ev.ToolQueued() | ev.ToolStarted():
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed():
                 self.tools[event.tool_id] = event.at_s
             case ev.ToolFinished():
                 self.tools.pop(event.tool_id, None)

@@ -21,6 +21,12 @@ class ToolRow(msgspec.Struct, frozen=True, kw_only=True):
     """`queued`: it waits for cores; `running`."""
     state_s: float
     """Since when, in seconds before now."""
+    run_s: float | None = None
+    """How long it had run when it was last looked at; None: it was not yet."""
+    cpu_s: float | None = None
+    """That its processes had taken by then."""
+    memory_bytes: int | None = None
+    """In use then."""
 
 
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,13 +57,16 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[ToolRow]
 
 
+_OpenTool = ev.ToolQueued | ev.ToolStarted | ev.ToolProgressed
+
+
 @dataclass(slots=True)
 class _Seen:
     rule: str
     tenant: str
     warm_frac: float | None = None
     held_tokens: int = 0
-    tools: dict[ToolId, ev.ToolQueued | ev.ToolStarted] = field(default_factory=dict)
+    tools: dict[ToolId, _OpenTool] = field(default_factory=dict)
 
 
 class Roster:
@@ -75,7 +84,7 @@ class Roster:
             case ev.CallServed() | ev.KvHeld() | ev.KvReleased():
                 if seen := self._seen.get(event.session_id):
                     _hear_engine(seen, event)
-            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 if seen := self._seen.get(event.session_id):
                     _hear_tool(seen, event)
             case _:
@@ -130,7 +139,16 @@ def _hear_tool(seen: _Seen, event: ev.ToolEvent) -> None:
         seen.tools[event.tool_id] = event
 
 
-def _tool_row(tool: ev.ToolQueued | ev.ToolStarted, now_s: float) -> ToolRow:
+def _tool_row(tool: _OpenTool, now_s: float) -> ToolRow:
+    if isinstance(tool, ev.ToolProgressed):
+        return ToolRow(
+            tool=tool.tool,
+            state="running",
+            state_s=now_s - tool.at_s + tool.run_s,
+            run_s=tool.run_s,
+            cpu_s=tool.cpu_s,
+            memory_bytes=tool.memory_bytes,
+        )
     return ToolRow(
         tool=tool.tool,
         state="running" if isinstance(tool, ev.ToolStarted) else "queued",

@@ -140,8 +140,9 @@ class Stay:
         self.heard_s = now_s
         if isinstance(event, ev.ToolFinished):
             self.tools.pop(event.tool_id, None)
-        else:
-            self.tools[event.tool_id] = now_s
+            return
+        self.tools[event.tool_id] = now_s
+        if not isinstance(event, ev.ToolProgressed):  # that asks for no client
             self.gone = False
 
     def ends(self, settings: GatewaySettings) -> tuple[float, str]:

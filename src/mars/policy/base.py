@@ -22,6 +22,7 @@ EngineEvent = (
     | ev.CallServed
     | ev.ToolQueued
     | ev.ToolStarted
+    | ev.ToolProgressed
     | ev.ToolFinished
 )
 """What an engine tells its policy: of sessions and tools what it hears, of calls what it does."""

@@ -123,7 +123,7 @@ class Holds:
         """Ask again: a tool that starts has a name, one that ends brings its session back."""
         running = self._tools.setdefault(event.session_id, set())
         match event:
-            case ev.ToolQueued():
+            case ev.ToolQueued() | ev.ToolProgressed():
                 running.add(event.tool_id)
             case ev.ToolStarted():
                 running.add(event.tool_id)

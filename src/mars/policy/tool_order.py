@@ -141,6 +141,8 @@ class ToolLine:
                 )
             case ev.ToolStarted() | ev.ToolFinished():
                 self._calls.pop(event.tool_id, None)
+            case ev.ToolProgressed():
+                pass
         self._order.observe(event)
 
     def rank(self, tool_id: ToolId) -> Key:

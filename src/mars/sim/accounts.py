@@ -46,7 +46,7 @@ class Accounts:
         """A fact of another process."""
         self._policy.observe(event)
         match event:
-            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+            case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                 self.holds.hear(event, now_s)
             case ev.SessionEnded():
                 self.holds.forget(event.session_id, now_s)

@@ -130,8 +130,10 @@ class CommandHost:
         keep_bytes: int,
         on_output: Callable[[Output], None],
         cancelled: asyncio.Event,
+        on_runner: Callable[[int], None],
     ) -> Outcome:
-        """Run a command to the end of its process tree; `cancelled` ends the tree.
+        """Run a command to the end of its process tree; `cancelled` ends the tree. `on_runner`
+        hears the pid of the process that its tree is below.
 
         Raises OSError when no process can be started.
         """
@@ -151,6 +153,7 @@ class CommandHost:
                 os.pwrite(spec_fd, msgspec.json.encode(spec), 0)
                 runner = _spawn(spec_fd, result_fd, captures)
             self._runners.add(runner.pid)
+            on_runner(runner.pid)
             try:
                 await _wait(runner, cancelled)
             finally:

@@ -1,7 +1,8 @@
 """Leases for tool calls: who waits, who runs, and the facts about it. Knows no HTTP.
 
     open -> ToolQueued -> [granted] -> ToolStarted -> [tree is gone] -> ToolFinished
-                  +----- cancelled while it waits: exit_code None -----------^
+                  |                       +- ToolProgressed ... -+          ^
+                  +----- cancelled while it waits: exit_code None ----------+
 
 A tool call is carried out by a task of its own: whoever opened it may go away, its lease comes back
 when the last process of its tree is gone.
@@ -19,13 +20,23 @@ import msgspec
 
 from mars.core.decisions import Grant
 from mars.core.errors import PartDiedError
-from mars.core.events import Event, ToolEvent, ToolFinished, ToolQueued, ToolsSampled, ToolStarted
+from mars.core.events import (
+    Event,
+    ToolEvent,
+    ToolFinished,
+    ToolProgressed,
+    ToolQueued,
+    ToolsSampled,
+    ToolStarted,
+)
 from mars.core.ids import SessionId, ToolId
 from mars.core.leases import LeaseBook
 from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.tools.command import CommandHost, Outcome, Spec
 from mars.tools.controls import Controls
+from mars.tools.group import Group
 from mars.tools.orphans import MARK, end_orphans, mark_of
+from mars.tools.progress import Using, of_command, tell_progress
 from mars.tools.settings import ToolSettings
 from mars.tools.wire import Ask, Finished, Line, Output, Queued, RunRequest, Started
 
@@ -47,6 +58,12 @@ class ToolCall:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Granted or cancelled."""
+    progress: asyncio.Task[None] | None = None
+    """Tells how it is doing."""
+
+    @property
+    def started_s(self) -> float:
+        return self.queued_s + self.wait_s
 
     def cancel(self) -> None:
         self.cancelled.set()
@@ -104,6 +121,24 @@ class ToolRuntime:
         self._tell_queued(call)
         self._tell_started(call, call.queued_s)
         return call
+
+    def watch(self, call: ToolCall, read: Callable[[], Using]) -> None:
+        """Tell how a call is doing until it is `finished`. `read` runs in a thread."""
+
+        def tell(now_s: float, using: Using) -> None:
+            self._tell(
+                ToolProgressed(
+                    at_s=now_s,
+                    session_id=SessionId(call.ask.session_id),
+                    tool_id=call.tool_id,
+                    tool=call.ask.tool_name,
+                    run_s=now_s - call.started_s,
+                    cpu_s=using.cpu_s,
+                    memory_bytes=using.memory_bytes,
+                )
+            )
+
+        call.progress = asyncio.create_task(tell_progress(call.started_s, read, tell))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """`stop` waits for it."""
@@ -188,9 +223,9 @@ class ToolRuntime:
         try:
             group = self.controls.group(call.tool_id, request, call.cores)
             if group is None:
-                return await self._run_in(call, request, argv, [])
+                return await self._run_in(call, request, argv, None)
             try:
-                outcome = await self._run_in(call, request, argv, group.joins)
+                outcome = await self._run_in(call, request, argv, group)
             finally:
                 used = await group.end()
             if used.oom_kills:
@@ -205,7 +240,7 @@ class ToolRuntime:
             return Outcome(exit_code=_CANNOT_RUN, why="ended")
 
     async def _run_in(
-        self, call: ToolCall, request: RunRequest, argv: list[str], groups: list[str]
+        self, call: ToolCall, request: RunRequest, argv: list[str], group: Group | None
     ) -> Outcome:
         spec = Spec(
             argv=argv,
@@ -213,19 +248,26 @@ class ToolRuntime:
             env={**(request.env or {}), MARK: self._mark},
             cores=call.cores,
             nice=self.controls.nice,
-            groups=groups,
+            groups=group.joins if group else [],
             timeout_s=request.timeout_s or self._settings.timeout_s,
             grace_s=self._settings.grace_s,
             parent_pid=os.getpid(),
         )
-        keep_bytes = self._settings.output_bytes
-        return await self._host.run(spec, keep_bytes, call.lines.put_nowait, call.cancelled)
+        return await self._host.run(
+            spec,
+            self._settings.output_bytes,
+            call.lines.put_nowait,
+            call.cancelled,
+            lambda runner: self.watch(call, lambda: of_command(runner, group)),
+        )
 
     def _say(self, call: ToolCall, text: str) -> None:
         call.lines.put_nowait(Output(stream="stderr", data=f"mars: {text}\n".encode()))
 
     def finished(self, call: ToolCall, outcome: Outcome) -> None:
         """Whoever asked has its answer; the lease may last longer."""
+        if call.progress is not None:
+            call.progress.cancel()
         self._tell(
             ToolFinished(
                 at_s=time.monotonic(),

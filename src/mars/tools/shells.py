@@ -5,6 +5,7 @@ the shell. Nor does it end with the agent's call: a call may give up waiting whi
 on, and `&` leaves jobs behind.
 
     enter -> ToolQueued -> [granted: the shell is on the cores] -> ToolStarted
+             ToolProgressed ...
     leave -> ToolFinished      the agent has its answer; the scheduler may expect it back
              [nothing runs in its foreground any more: the cores go to whoever is next]
 
@@ -27,6 +28,7 @@ from mars.core.errors import InputError, PartDiedError
 from mars.tools import processes
 from mars.tools.command import Outcome
 from mars.tools.group import Group, Used
+from mars.tools.progress import Using
 from mars.tools.runtime import CANCELLED, ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
 from mars.tools.shell_groups import ShellGroups
@@ -65,6 +67,14 @@ class _Shell:
             return used
         return replace(used, cpu_s=processes.cpu_s(self.pid))
 
+    def using(self, before: Used) -> Using:
+        """By a call since it began."""
+        memory_bytes = self.group.memory_in_use() if self.group else 0
+        return Using(
+            cpu_s=max(0.0, self.used().cpu_s - before.cpu_s),
+            memory_bytes=memory_bytes or processes.memory_bytes_below(self.pid),
+        )
+
     def running(self) -> set[int]:
         """Processes other than the shell."""
         members = {process.pid for process in processes.below(self.pid)}
@@ -97,7 +107,9 @@ class Shells:
             call = self._runtime.join(entry, shell.lease.cores)
         else:
             raise InputError(f"shell {entry.pid} waits for cores already")
-        shell.open[call.tool_id] = _Open(call, time.monotonic(), shell.used())
+        before = shell.used()
+        shell.open[call.tool_id] = _Open(call, time.monotonic(), before)
+        self._runtime.watch(call, lambda: shell.using(before))
         return ShellEntered(
             tool_id=call.tool_id,
             cores=call.cores,

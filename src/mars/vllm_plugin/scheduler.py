@@ -306,7 +306,7 @@ class MarsMixin(_Base):
     def _hear(self, now_s: float) -> None:
         for event in self._wire.inbox():
             match event:
-                case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
+                case ev.ToolQueued() | ev.ToolStarted() | ev.ToolProgressed() | ev.ToolFinished():
                     self._policy.observe(event)
                     self._holds.hear(event, now_s)
                 case ev.SessionArrived():
