@@ -95,6 +95,8 @@ class OpenCall:
         queued, served, end = self.queued, self.served, self.finished
         values = _about("chat", queued.session_id)
         values |= {"mars.turn": queued.turn, "mars.call_id": queued.call_id}
+        if queued.waited_s:
+            values["mars.line_wait_s"] = queued.waited_s
         if served is not None:
             values |= {
                 "gen_ai.usage.input_tokens": served.prompt_tokens,
