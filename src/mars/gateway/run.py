@@ -68,8 +68,8 @@ async def serve(
     """
     with ExitStack() as stack:
         places = _left_behind(log)
-        record = stack.enter_context(recording(log, log_settings))
         traces = stack.enter_context(tracing(settings.otlp))
+        record = stack.enter_context(recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 

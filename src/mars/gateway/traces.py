@@ -56,8 +56,8 @@ class Traces(Collector):
         return self._no_room + self._not_taken
 
     @property
-    def queued(self) -> int:
-        return len(self._queue)
+    def unsent(self) -> int:
+        return self._told - self.sent - self.dropped
 
     def look(self) -> None:
         """To be called again and again: time passes for what is open."""
@@ -70,9 +70,10 @@ class Traces(Collector):
         """What is open is over. Lasts `_END_S` at most."""
         self.fold.close()
         self._stop.set()
-        self._thread.join(_END_S)
+        if self.unsent:
+            self._thread.join(_END_S)
         self._is_over = True
-        if left := self._told - self.sent - self.dropped:
+        if left := self.unsent:
             _log.warning("%d spans were not sent before the end", left)
 
     def collect(self) -> Iterator[Metric]:
