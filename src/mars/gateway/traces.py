@@ -21,9 +21,9 @@ from mars.stream.spans import Span
 
 _log: Final = logging.getLogger(__name__)
 _MOST_QUEUED: Final = 5000
-"""Spans that may wait to be sent, about a KB each."""
+"""Spans that may wait to be sent."""
 _BATCH_SPANS: Final = 100
-"""Few: while they are encoded the loop waits for the interpreter, some 3 ms."""
+"""Few: while they are encoded the loop may have to wait for the interpreter."""
 _EVERY_S: Final = 0.5
 _END_S: Final = 2.0
 """When the gateway stops, what waits has so long to be sent."""
