@@ -2,16 +2,13 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.gateway.scripted import closed_port
+from tests.stream.collector import Collector, collecting, value
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
@@ -21,44 +18,10 @@ A, B = SessionId("a"), SessionId("b")
 TOOL = {"session_id": A, "tool_id": ToolId("t"), "tool": "pytest"}
 
 
-class Collector(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.spans: list[Span] = []
-        self.requests = 0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def named(self, name: str) -> Span:
-        (found,) = [span for span in self.spans if span.name == name]
-        return found
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        assert self.path == "/v1/traces"
-        request = ExportTraceServiceRequest()
-        request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
-        for of_resource in request.resource_spans:
-            for of_scope in of_resource.scope_spans:
-                self.server.spans += of_scope.spans
-        self.server.requests += 1
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with collecting() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def export(log: Path, url: str) -> "subprocess.CompletedProcess[str]":
@@ -83,6 +46,7 @@ STORY: list[ev.Event] = [
     ev.ToolQueued(at_s=15.0, cores=1, **TOOL),  # type: ignore[arg-type]
     ev.ToolStarted(at_s=16.0, cores=(1,), wait_s=1.0, **TOOL),  # type: ignore[arg-type]
     ev.SessionArrived(at_s=16.5, session_id=B, parent_id=A),
+    ev.ToolProgressed(at_s=17.0, run_s=1.0, cpu_s=0.7, memory_bytes=9, **TOOL),  # type: ignore[arg-type]
     ev.ToolFinished(
         at_s=18.0, run_s=2.0, cpu_s=1.5, peak_memory_bytes=1, exit_code=-9, why="timeout",
         **TOOL,  # type: ignore[arg-type]
@@ -101,11 +65,6 @@ STORY: list[ev.Event] = [
         running_calls=0, waiting_calls=0,
     ),
 ]  # fmt: skip
-
-
-def value(span: Span, key: str) -> Any:
-    (found,) = [it.value for it in span.attributes if it.key == key]
-    return getattr(found, str(found.WhichOneof("value")))
 
 
 def test_a_session_its_calls_and_tools_arrive_as_spans(
@@ -132,6 +91,11 @@ def test_a_session_its_calls_and_tools_arrive_as_spans(
     tool = collector.named("execute_tool pytest")
     assert (value(tool, "gen_ai.tool.name"), value(tool, "mars.tool.wait_s")) == ("pytest", 1.0)
     assert (tool.status.code, value(tool, "error.type")) == (2, "timeout")
+    (progress,) = tool.events
+    assert progress.time_unix_nano - tool.start_time_unix_nano == 2 * 10**9
+    assert {it.key: it.value.double_value or it.value.int_value for it in progress.attributes} == {
+        "mars.tool.run_s": 1.0, "mars.tool.cpu_s": 0.7, "mars.tool.memory_bytes": 9,
+    }  # fmt: skip
     calls = [span for span in collector.spans if span.name == "chat"]
     good, bad = sorted(calls, key=lambda span: span.start_time_unix_nano)
     assert good.parent_span_id == bad.parent_span_id == tool.parent_span_id == a.span_id

@@ -29,7 +29,7 @@ def test_never_more_than_may_be_none_idle_and_in_order(steps: list[tuple[str, in
     for what, number in steps:
         if what == "ask":
             tenant = ("a", "b", "c", "")[number % 4]
-            slot = slots.ask(tenant, nobody)
+            slot = slots.ask(tenant, nobody, 0.0)
             here.append(slot)
             asked[tenant].append(slot)
         elif here:
@@ -50,8 +50,9 @@ def test_never_more_than_may_be_none_idle_and_in_order(steps: list[tuple[str, in
 
 def test_it_is_called_when_its_turn_has_come_and_can_say_why_it_waits() -> None:
     slots, called = Slots(SETTINGS), list[str]()
-    first, *others = (slots.ask("a", partial(called.append, it)) for it in "xyz")
+    first, *others = (slots.ask("a", partial(called.append, it), 2.0) for it in "xyz")
     assert first.is_had
+    assert [it.asked_s for it in (first, *others)] == [None, 2.0, 2.0]
     assert slots.why_not("a") == "tenant 'a': 1 calls open, of 1 that may be, and 2 wait"
     slots.give(first)
     assert called == ["y"]
@@ -63,4 +64,4 @@ def test_it_is_called_when_its_turn_has_come_and_can_say_why_it_waits() -> None:
 def test_without_a_limit_nobody_waits() -> None:
     slots = Slots(TenantSettings())
     assert slots.most("a") is None
-    assert all(slots.ask("a", nobody).is_had for _ in range(100))
+    assert all(slots.ask("a", nobody, 0.0).is_had for _ in range(100))

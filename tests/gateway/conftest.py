@@ -33,6 +33,7 @@ from mars.gateway.record import Record, of_process
 from mars.gateway.roster import SessionRow
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.shown import Status
+from mars.gateway.traces import Traces
 from mars.policy.presets import Scheduling, build_admission
 
 T = TypeVar("T", bound=ev.Fact)
@@ -190,7 +191,7 @@ async def gateway(
     broken: list[str] = []
     desk, events = checked_desk(scheduling or Scheduling(policy="fcfs"), settings, broken)
     app = build_app(desk, engine_url, settings, ring)
-    app.shown.registry.register(of_process(Record(None)))
+    app.shown.registry.register(of_process(Record(None), Traces("http://none", lambda _: "")))
     async with serving(app.router) as url:
         if scheduling is ONE_AT_A_TIME:
             desk.emit(kv_sample(100))

@@ -5,20 +5,22 @@ import re
 import time
 from pathlib import Path
 
+import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.conftest import ONE_AT_A_TIME, Rig, gateway, kv_sample
-from tests.gateway.scripted import Engine
+from tests.gateway.scripted import Engine, on_cue, until
 from tests.gateway.test_metrics import tool_finished, tool_started
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
+from mars.core.tenants import Limits, TenantSettings
 
 ROOT = Path(__file__).parents[2]
 BOARD = json.loads((ROOT / "deploy" / "grafana.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 SERIES = re.compile(r"\b((?:mars|process)_\w+)(?:\{([^}]*)\})?")
-GROUPED = re.compile(r"by \((\w+)\)")
+GROUPED = re.compile(r"by \(([\w, ]+)\)")
 OF_PROMETHEUS = {"instance"}
 """Labels that Prometheus adds."""
 
@@ -31,9 +33,18 @@ async def families(rig: Rig) -> dict[str, Metric]:
 
 async def names(engine: Engine) -> dict[str, set[str]]:
     """Each series of a gateway at which everything has happened once, and its labels."""
-    async with gateway(engine.url, scheduling=ONE_AT_A_TIME) as rig:
+    one_call = TenantSettings(other_limits=Limits(most_calls=1))
+    scheduling = msgspec.structs.replace(ONE_AT_A_TIME, tenants=one_call)
+    async with gateway(engine.url, scheduling=scheduling) as rig:
         await rig.say("a")
         a = SessionId("a")
+        engine.script = on_cue
+        calls = [rig.post("a"), rig.post("a")]
+        await until(lambda: rig.desk.in_line().total() == 1)
+        await families(rig)  # its gauge is there once somebody was seen in line
+        for number, call in enumerate(calls, 2):
+            (await engine.called(number)).cue.set()
+            await call
         rig.desk.emit(
             kv_sample(100),
             ev.ToolsSampled(at_s=time.monotonic(), running=0, waiting=0, slots=1, wait_s=0.0),
@@ -62,7 +73,7 @@ async def test_every_query_names_what_is_there(engine: Engine) -> None:
         for name, selector in series:
             assert name in there, f"{name} of: {expression}"
             labels = {part.split("=")[0].strip(" ~!") for part in selector.split(",") if part}
-            labels |= set(GROUPED.findall(expression))
+            labels |= {it for group in GROUPED.findall(expression) for it in group.split(", ")}
             assert labels - OF_PROMETHEUS <= there[name], expression
             asked += 1
     assert asked >= len(EXPRESSIONS) > 20

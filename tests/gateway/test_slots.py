@@ -9,11 +9,12 @@ from tests.gateway.conftest import Rig, checked_desk, gateway
 from tests.gateway.pair import eventually
 from tests.gateway.scripted import DONE, Engine, on_cue, until
 from tests.gateway.test_fleet import OPEN, two
+from tests.gateway.test_metrics import scraped, value
 
 from mars.core import events as ev
 from mars.core.decisions import Pause
 from mars.core.ids import SessionId
-from mars.core.tenants import TenantLimits, TenantSettings
+from mars.core.tenants import Limits, TenantLimits, TenantSettings
 from mars.gateway.identity import Identity
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import SessionOverError, Stay
@@ -126,6 +127,51 @@ async def test_who_is_sent_back_while_it_waits_gives_up_its_turn_and_asks_again(
         await enter("d")
     assert not desk._slots._had
     assert broken == []
+
+
+async def test_who_waits_in_line_is_counted_and_how_long_by_tenant(engine: Engine) -> None:
+    engine.script = on_cue
+    async with gateway(engine.url, SETTINGS, ONE_CALL) as rig:
+        first = rig.post("a", headers=BATCH)
+        await engine.called(1)
+        second = await line_up(rig, 1, "b")
+        third = await line_up(rig, 2, "c")
+        leaves = await line_up(rig, 3, "d")
+        assert await value(rig, "mars_calls_in_line", tenant="batch") == 3
+        assert await value(rig, "mars_calls_in_line") == 3
+        assert await value(rig, "mars_line_wait_seconds_count") == 0
+        leaves.cancel()
+        await in_line(rig, 2)
+        for number, call in ((1, first), (2, second), (3, third)):
+            (await engine.called(number)).cue.set()
+            assert (await call).status == 200
+        await rig.finished(3)
+        assert await value(rig, "mars_line_wait_seconds_count", tenant="batch") == 2
+        assert await value(rig, "mars_line_wait_seconds_count") == 2
+        waits = [it.waited_s for it in rig.of(ev.CallQueued)]
+        assert waits[0] == 0.0 < min(waits[1:])
+        assert await value(rig, "mars_line_wait_seconds_sum") == pytest.approx(sum(waits))
+        assert ("mars_calls_in_line", {"tenant": "batch"}, 0.0) in await scraped(rig)
+
+
+async def test_100_tenants_in_line_make_no_more_labels_than_have_names(engine: Engine) -> None:
+    engine.script = on_cue
+    one_each = TenantSettings(other_limits=Limits(most_calls=1))
+    async with gateway(engine.url, SETTINGS, Scheduling(policy="fcfs", tenants=one_each)) as rig:
+        calls = []
+        for number in range(100):
+            tenant = {"X-Tenant": f"t{number}"}
+            calls += [
+                rig.post(f"a{number}", headers=tenant),
+                rig.post(f"b{number}", headers=tenant),
+            ]
+        await until(lambda: rig.desk.in_line().total() == 100)
+        lines = [it for it in await scraped(rig) if it[0] == "mars_calls_in_line"]
+        assert len(lines) == 31
+        assert sum(it[2] for it in lines) == 100
+        for call in calls:
+            call.cancel()
+        await until(lambda: not rig.phases)
 
 
 async def test_the_limit_holds_over_all_engines(tmp_path: Path) -> None:

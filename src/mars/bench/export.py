@@ -4,18 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from mars.core.errors import InputError, PartDiedError
+from mars.core.errors import PartDiedError
+from mars.stream.fold import SpanFold
 from mars.stream.log import read_log
-
-try:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExportResult
-except ImportError as error:
-    raise InputError(f"{error}: mars export needs pip install 'mars[otel]'") from None
-
-from mars.bench.spans import make_spans
+from mars.stream.otlp import Otlp
+from mars.stream.spans import Span
 
 _BATCH_SPANS: Final = 500
 
@@ -24,24 +17,25 @@ def export_command(log: Path, url: str, tell: Callable[[str], None]) -> None:
     """Raises PartDiedError when the collector does not take a batch."""
     path = log / "events.jsonl" if log.is_dir() else log
     head, events = read_log(path)
-    sender = _Sender(OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces"), url)
-    provider = TracerProvider(resource=Resource.create({"service.name": "mars"}))
-    provider.add_span_processor(sender)
-    count = make_spans(events, provider.get_tracer("mars"), head.wall_s - head.at_s)
-    sender.send()
-    tell(f"{count} sessions, {sender.sent} spans -> {url}")
+    batches = _Batches(Otlp(url, head.wall_s - head.at_s), url)
+    fold = SpanFold(batches.add)
+    for event in events:
+        fold.observe(event)
+    fold.close()
+    batches.send()
+    tell(f"{fold.sessions} sessions, {batches.sent} spans -> {url}")
 
 
-class _Sender(SpanProcessor):
-    """In batches and in turn: the SDK's own drops what a slow collector leaves over."""
+class _Batches:
+    """In turn: the log waits for a slow collector."""
 
-    def __init__(self, exporter: OTLPSpanExporter, url: str) -> None:
-        self._exporter = exporter
+    def __init__(self, otlp: Otlp, url: str) -> None:
+        self._otlp = otlp
         self._url = url
-        self._spans: list[ReadableSpan] = []
+        self._spans: list[Span] = []
         self.sent = 0
 
-    def on_end(self, span: ReadableSpan) -> None:
+    def add(self, span: Span) -> None:
         self._spans.append(span)
         if len(self._spans) >= _BATCH_SPANS:
             self.send()
@@ -49,10 +43,10 @@ class _Sender(SpanProcessor):
     def send(self) -> None:
         if not self._spans:
             return
-        if self._exporter.export(self._spans) is not SpanExportResult.SUCCESS:
+        if why := self._otlp.send(self._spans):
             raise PartDiedError(
                 f"the collector at {self._url} has not taken the spans; {self.sent} were sent "
-                "before. Check that it takes OTLP over HTTP there (port 4318 by custom)"
+                f"before. Check that it takes OTLP over HTTP there (port 4318 by custom): {why}"
             )
         self.sent += len(self._spans)
         self._spans = []

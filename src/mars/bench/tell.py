@@ -99,7 +99,9 @@ class Teller:
             case ev.CallQueued():
                 self._turns[fact.call_id] = fact.turn
                 self._since_s[fact.call_id] = fact.at_s
-                return Said(f"{self._turn(fact)}: call handed to the engine")
+                in_line = f"{_after(fact.waited_s)} in line" if fact.waited_s else ""
+                why = "its tenant had as many calls open as it may" if in_line else ""
+                return Said(f"{self._turn(fact)}: call handed to the engine{in_line}", why)
             case ev.CallStarted():
                 return self._say_started(fact)
             case ev.CallPreempted():

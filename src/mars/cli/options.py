@@ -30,6 +30,15 @@ def settings_options(command: _Command) -> _Command:
     return command
 
 
+def otlp_option(command: _Command) -> _Command:
+    text = "Send spans to this OpenTelemetry collector, e.g. http://127.0.0.1:4318 (gateway.otlp)."
+    return click.option("--otlp", metavar="URL", help=text)(command)
+
+
+def with_otlp(overrides: tuple[str, ...], url: str | None) -> tuple[str, ...]:
+    return overrides if url is None else (*overrides, f"gateway.otlp={url}")
+
+
 def fresh_folder(kind: str) -> Path:
     folder = Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mars.cli.options import POSITIVE, fresh_folder, settings_options
+from mars.cli.options import POSITIVE, fresh_folder, otlp_option, settings_options, with_otlp
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -16,6 +16,7 @@ from mars.cli.options import POSITIVE, fresh_folder, settings_options
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), help="Logs. Default: runs/serve-<time>."
 )
+@otlp_option
 @settings_options
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def serve(
@@ -25,6 +26,7 @@ def serve(
     host: str,
     port: int,
     folder: Path | None,
+    otlp: str | None,
     overrides: tuple[str, ...],
     config: Path | None,
     vllm_args: tuple[str, ...],
@@ -41,7 +43,7 @@ def serve(
     folder = folder or fresh_folder("serve")
     options = StackOptions(
         model=model,
-        settings=load_settings(config, overrides, policy),
+        settings=load_settings(config, with_otlp(overrides, otlp), policy),
         folder=folder,
         events=folder / "events.jsonl",
         host=host,
@@ -67,6 +69,7 @@ def serve(
 @click.option("--log", "log_file", type=click.Path(path_type=Path), help="Default: stderr.")
 @click.option("--publish", metavar="ENDPOINT", help="Publish our facts, e.g. ipc:///run/mars/gw.")
 @click.option("--subscribe", multiple=True, metavar="ENDPOINT", help="Hear engine and tools.")
+@otlp_option
 @settings_options
 def gateway(
     *,
@@ -78,6 +81,7 @@ def gateway(
     log_file: Path | None,
     publish: str | None,
     subscribe: tuple[str, ...],
+    otlp: str | None,
     overrides: tuple[str, ...],
     config: Path | None,
 ) -> None:
@@ -91,7 +95,7 @@ def gateway(
     from mars.gateway.journal import log_json
     from mars.gateway.run import serve as serve_gateway
 
-    settings = load_settings(config, overrides, policy)
+    settings = load_settings(config, with_otlp(overrides, otlp), policy)
     log_json(settings.gateway.log_level, log_file)
     uvloop.run(
         serve_gateway(

@@ -131,6 +131,8 @@ class CallQueued(Fact, frozen=True, kw_only=True):
     call_id: CallId
     turn: int
     prompt_bytes: int = 0
+    waited_s: float = 0.0
+    """In line past the gate, since its tenant had as many calls open as it may (core.slots)."""
 
 
 class CallStarted(Fact, frozen=True, kw_only=True):

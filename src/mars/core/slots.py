@@ -19,6 +19,8 @@ class Slot:
     on_turn: Callable[[], None]
     """Called when it is had at last; not where it is had at once."""
     is_had: bool = False
+    asked_s: float | None = None
+    """When it was asked for, of one that had to be waited for; None: it was had at once."""
 
 
 class Slots:
@@ -34,12 +36,13 @@ class Slots:
         """None: no limit, and no need to ask."""
         return self._limits.get(tenant, self._others).most_calls
 
-    def ask(self, tenant: str, on_turn: Callable[[], None]) -> Slot:
+    def ask(self, tenant: str, on_turn: Callable[[], None], now_s: float) -> Slot:
         """To be given back, had or not."""
         slot, most = Slot(tenant, on_turn), self.most(tenant)
         if most is None or self._had[tenant] < most:
             self._take(slot)
         else:
+            slot.asked_s = now_s
             self._lines.setdefault(tenant, {})[slot] = None
         return slot
 

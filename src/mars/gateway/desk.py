@@ -7,6 +7,7 @@ Nothing here awaits between a check and what it guards: each method is one step 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_hex
 from typing import Final
@@ -133,6 +134,14 @@ class Desk:
         if stay is None or not stay.admitted or not stay.waiting:
             return ""
         return self._slots.why_not(stay.tenant)
+
+    def in_line(self) -> Counter[str]:
+        """By tenant, requests past the gate that wait for one of its calls to end."""
+        waiting: Counter[str] = Counter()
+        for stay in self._stays.values():
+            if stay.admitted and stay.waiting and self._slots.why_not(stay.tenant):
+                waiting[stay.tenant] += len(stay.waiting)
+        return waiting
 
     def hand_over(self, session_id: SessionId, to: "Desk") -> None:
         """It waits on at another gate, to which its requests follow it."""

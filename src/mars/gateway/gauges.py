@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from mars.core import events as ev
 from mars.core.session import Phase
 from mars.gateway.desk import Desk
+from mars.gateway.metrics import Names
 
 _LIVE: Final = [phase for phase in Phase if phase is not Phase.ENDED]
 
@@ -18,8 +19,11 @@ _LIVE: Final = [phase for phase in Phase if phase is not Phase.ENDED]
 class Gauges(Collector):
     """Also a reader of facts: of the samples it keeps the newest, and why the gate is shut."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, tenants: Names) -> None:
         self._desk = desk
+        self._tenants = tenants
+        self._in_line: Counter[str] = Counter()
+        """By label; those of whom nobody waits any more stay, with 0."""
         self._engine: ev.EngineSampled | None = None
         self._tools: ev.ToolsSampled | None = None
         self._limit: ev.Limit = ""
@@ -41,6 +45,7 @@ class Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._of_sessions()
+        yield self._of_line()
         yield from self._of_engine()
         yield from self._of_tools()
         yield from self._of_ourselves()
@@ -65,6 +70,17 @@ class Gauges(Collector):
             here += kept_out if limit == "tenant limit" else 0
             gated.add_metric([limit or "none named"], here)
         yield gated
+
+    def _of_line(self) -> Metric:
+        for label in self._in_line:
+            self._in_line[label] = 0
+        for tenant, waiting in self._desk.in_line().items():
+            self._in_line[self._tenants.label(tenant)] += waiting
+        text = "Calls in line, since their tenant has as many open as it may."
+        line = GaugeMetricFamily("mars_calls_in_line", text, labels=["tenant"])
+        for label, waiting in self._in_line.items():
+            line.add_metric([label], waiting)
+        return line
 
     def _of_engine(self) -> Iterator[Metric]:
         if (seen := self._engine) is None:

@@ -45,7 +45,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._sessions = _Sessions(self.registry)
+        self.tenants = Names()
+        """Of labels."""
+        self._sessions = _Sessions(self.registry, self.tenants)
         self._calls = _Calls(self.registry)
         self._kv = _Kv(self.registry)
         self._tools = _Tools(self.registry)
@@ -82,7 +84,7 @@ def _counters(
 
 
 class _Sessions:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, names: Names) -> None:
         self.arrived = _counters(
             "mars_sessions_arrived", "Sessions that came, by tenant.", ["tenant"], registry
         )
@@ -102,7 +104,7 @@ class _Sessions:
             registry=registry,
             buckets=_SECONDS,
         )
-        self._names = Names()
+        self._names = names
         self._tenants: dict[SessionId, str] = {}
         self._waits_since_s: dict[SessionId, float] = {}
 
@@ -158,11 +160,22 @@ class _Calls:
             registry=registry,
             buckets=_SECONDS,
         )
+        line = Histogram(
+            "mars_line_wait_seconds",
+            "Time of a call in line, since its tenant had as many open as it may; of those that "
+            "had to wait.",
+            ["tenant"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.line_wait: Callable[..., Histogram] = cache(line.labels)
         self._since_s: dict[CallId, float] = {}
 
     def observe(self, event: ev.CallQueued | ev.CallFinished, tenant: str) -> None:
         if isinstance(event, ev.CallQueued):
             self._since_s[event.call_id] = event.at_s
+            if event.waited_s:
+                self.line_wait(tenant).observe(event.waited_s)
             return
         self.finished(_outcome(event), tenant).inc()
         if event.first_byte_s is not None:

@@ -66,11 +66,12 @@ class Record(Collector):
         return True
 
 
-def of_process(record: Record) -> CollectorRegistry:
+def of_process(*counts: Collector) -> CollectorRegistry:
     """What is counted of a gateway's process, however many engines it is before."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(record)
+    for one in counts:
+        registry.register(one)
     return registry
 
 

@@ -30,6 +30,7 @@ from mars.gateway.protocol import GatewayProtocol
 from mars.gateway.record import of_process, recording
 from mars.gateway.served import LOOK_S, Served, every, one_engine, several_engines
 from mars.gateway.settings import GatewaySettings
+from mars.gateway.traces import tracing
 from mars.gateway.upstream import base_url
 from mars.policy.presets import Scheduling, build_admission
 from mars.stream.link import Publisher
@@ -63,15 +64,16 @@ async def serve(
     `upstream`: the engine, URL; or several, URL or URL=ENDPOINT where its plugin publishes facts.
     `port` 0 takes a free one; `on_listening` is told the address, http://host:port. `log_settings`
     goes into the head of the log. Raises InputError when an address, the log or the keys cannot be
-    used, PartDiedError when the server stops by itself.
+    used, or spans cannot be made; PartDiedError when the server stops by itself.
     """
     with ExitStack() as stack:
         places = _left_behind(log)
+        traces = stack.enter_context(tracing(settings.otlp))
         record = stack.enter_context(recording(log, log_settings))
         publisher = stack.enter_context(_publishing(publish))
         ring = KeyRing(Path(settings.keys_file)) if settings.keys_file else None
 
-        process = of_process(record)
+        process = of_process(record, *([traces] if traces else []))
         quotas, slots = Quotas(scheduling.tenants), Slots(scheduling.tenants)
 
         def gate(url: str, keys: KeyRing | None) -> tuple[Desk, GateApp]:
@@ -84,7 +86,7 @@ async def serve(
                 engine=base_url(url),
                 slots=slots,
             )
-            desk.read_by(Journal().observe)
+            desk.read_by(Journal().observe, *([traces.observe] if traces else []))
             return desk, build_app(desk, url, settings, keys)
 
         served = (
@@ -101,6 +103,7 @@ async def serve(
         async with (
             every(_FLUSH_S, record.flush),
             every(LOOK_S, ring.look if ring else lambda: None),
+            every(LOOK_S if traces else None, traces.look if traces else lambda: None),
             served.life,
         ):
             await _run(served, listener, on_listening)

@@ -47,3 +47,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     slow_start_s: Seconds = 30.0
     """An engine that has come up gets its full part of new sessions after so long: its caches are
     empty."""
+    otlp: Annotated[str, Meta(pattern=r"^(https?://.+)?$")] = ""
+    """URL of an OpenTelemetry collector that is sent spans of sessions, calls and tools as they
+    end (gateway.traces), such as http://127.0.0.1:4318; empty: none. Wants `mars[otel]`."""

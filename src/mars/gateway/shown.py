@@ -59,7 +59,8 @@ class Shown:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._roster = Roster()
-        metrics, gauges = Metrics(), Gauges(desk)
+        metrics = Metrics()
+        gauges = Gauges(desk, metrics.tenants)
         self.registry: CollectorRegistry = metrics.registry
         """Of what is the engine's; what is the process's stands beside it (gateway.served)."""
         self.registry.register(gauges)

@@ -194,12 +194,14 @@ class Call:
     """CallFinished has been emitted."""
 
     def queued(self, prompt_bytes: int) -> ev.CallQueued:
+        asked_s = self.slot.asked_s if self.slot else None
         return ev.CallQueued(
             at_s=self.queued_s,
             session_id=self.stay.session_id,
             call_id=self.call_id,
             turn=self.stay.turn,
             prompt_bytes=prompt_bytes,
+            waited_s=0.0 if asked_s is None else self.queued_s - asked_s,
         )
 
     def finished(self, now_s: float, end: "CallEnd") -> ev.CallFinished:

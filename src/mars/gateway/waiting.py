@@ -5,6 +5,7 @@ would keep those from calling for whose end they wait.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from mars.core.slots import Slot, Slots
@@ -49,6 +50,6 @@ class WaitingRoom:
 
     def _in_line(self, stay: Stay, slot: Slot | None) -> Slot | None:
         if stay.admitted:
-            return slot or self._slots.ask(stay.tenant, stay.wake)
+            return slot or self._slots.ask(stay.tenant, stay.wake, time.monotonic())
         self._slots.give(slot)
         return None

@@ -22,6 +22,7 @@ import msgspec
 
 from mars.config import Settings, save_settings
 from mars.core.errors import InputError
+from mars.gateway.traces import check_otel
 from mars.serve.parts import Part, Parts
 from mars.tools.client import find_server
 
@@ -65,6 +66,7 @@ async def running_stack(options: StackOptions, tell: Callable[[str], None]) -> A
     taken = [arg for arg in options.vllm_args if arg.split("=")[0] in _OURS]
     if taken:
         raise InputError(f"mars sets {', '.join(taken)} itself: leave it out of the vLLM arguments")
+    check_otel(options.settings.gateway.otlp)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.port:
         check_free(options.host, options.port)
