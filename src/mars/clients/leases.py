@@ -1,6 +1,7 @@
 """Leases for the shells of this process, for agents that are not asynchronous."""
 
 import http.client
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mars.core.errors import InputError, PartDiedError
-from mars.tools.client import find_server
+from mars.tools.client import LOCAL, find_server
 from mars.tools.wire import Refusal, ShellEntered, ShellEntry, ShellExit
 
 _REFUSED: Final = range(400, 500)
@@ -31,7 +32,6 @@ class ShellLeases:
         """Raises InputError as `find_server` does."""
         url, self._token = find_server(state_file)
         self._url = url
-        self._address = urlsplit(url).netloc
 
     @contextmanager
     def entered(self, entry: ShellEntry) -> Iterator[Entered]:
@@ -49,7 +49,7 @@ class ShellLeases:
             self._post("/shells/leave", msgspec.json.encode(left))
 
     def _post(self, path: str, body: bytes) -> bytes:
-        server = http.client.HTTPConnection(self._address)  # waits for cores as long as it takes
+        server = _connection(self._url)  # waits for cores as long as it takes
         try:
             server.request("POST", path, body, {"Authorization": f"Bearer {self._token}"})
             answer = server.getresponse()
@@ -62,3 +62,20 @@ class ShellLeases:
             return said
         kind = InputError if answer.status in _REFUSED else PartDiedError
         raise kind(f"tool server: {msgspec.json.decode(said, type=Refusal).error}")
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    path = url.removeprefix(LOCAL)
+    return _Local(path) if path != url else http.client.HTTPConnection(urlsplit(url).netloc)
+
+
+class _Local(http.client.HTTPConnection):
+    """Over a local socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import aiohttp
 import msgspec
@@ -16,6 +16,7 @@ from mars.core.errors import InputError, MarsError, PartDiedError
 from mars.tools.wire import Finished, Line, Output, Refusal, RunRequest, ServerState
 
 _lines = msgspec.json.Decoder(Line)
+LOCAL: Final = "unix:"
 _CONNECT_S = 10.0
 _TIMED_OUT, _INTERRUPTED, _NOBODY_READS = 124, 130, 141
 _REFUSED = range(400, 500)
@@ -28,7 +29,7 @@ def default_state_file() -> Path:
 
 
 def find_server(state_file: Path) -> tuple[str, str]:
-    """URL and token of the tool server of this machine.
+    """URL and token of the tool server of this machine; "unix:PATH" where it has a local socket.
 
     Raises InputError when none has written `state_file`, or when it is another user's.
     """
@@ -47,17 +48,25 @@ def find_server(state_file: Path) -> tuple[str, str]:
         state = msgspec.json.decode(text, type=ServerState)
     except msgspec.DecodeError as error:
         raise InputError(f"{state_file} is not a tool server's: {error}") from None
-    return state.url, state.token
+    url = f"{LOCAL}{state_file.parent / state.socket}" if state.socket else state.url
+    return url, state.token
 
 
 class ToolClient:
     """Use as `async with ToolClient(url, token) as client`."""
 
     def __init__(self, url: str, token: str) -> None:
+        """`url`: http://..., or unix:PATH."""
         self._url = url
+        is_local = url.startswith(LOCAL)
         self._http = aiohttp.ClientSession(
+            "http://localhost" if is_local else url,
             headers={"Authorization": f"Bearer {token}"},
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=(
+                aiohttp.UnixConnector(url.removeprefix(LOCAL), limit=0)
+                if is_local
+                else aiohttp.TCPConnector(limit=0)
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             read_bufsize=1 << 20,
         )
@@ -98,7 +107,7 @@ class ToolClient:
             raise InputError(f"a command must be UTF-8 text: {error}") from None
         began = False
         try:
-            async with self._http.post(self._url + "/run", data=body) as response:
+            async with self._http.post("/run", data=body) as response:
                 began = True
                 if response.status != 200:  # noqa: PLR2004
                     raise _refusal(response.status, await response.read())

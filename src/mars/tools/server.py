@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import math
-import os
 import signal
-import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +22,11 @@ from mars.core.errors import InputError, PartDiedError
 from mars.core.events import Event
 from mars.policy.tool_order import ToolOrder
 from mars.stream.link import Publisher
+from mars.tools.listening import leave_word, listen
 from mars.tools.runtime import ToolCall, ToolRuntime
 from mars.tools.settings import ToolSettings
 from mars.tools.shells import Shells
-from mars.tools.wire import Health, Refusal, RunRequest, ServerState, ShellEntry, ShellExit
+from mars.tools.wire import Health, Refusal, RunRequest, ShellEntry, ShellExit
 
 T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
@@ -227,7 +225,7 @@ async def serve(
         if orphans := await runtime.end_orphans():
             tell(f"tools: ended {orphans} commands or processes of a server that was killed")
         app.state.shells.take_over()
-        listener = stack.enter_context(_listen(host, port))
+        listener = stack.enter_context(listen(host, port))
         server = _Server(_uvicorn_config(app, settings.grace_s))
 
         def stop() -> None:
@@ -238,10 +236,9 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
             stack.callback(loop.remove_signal_handler, number)
-        state = ServerState(url=_url(listener), token=token)
-        stack.enter_context(_state_file(state_file, state))
+        sockets = stack.enter_context(leave_word(state_file, listener, token))
         try:
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=sockets)
         finally:
             await runtime.stop()
 
@@ -255,37 +252,3 @@ def _uvicorn_config(app: Starlette, grace_s: float) -> uvicorn.Config:
 
 def _drop(_event: Event) -> None:
     pass
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise InputError(f"the tool server cannot listen on {host}:{port}: {error}") from None
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
-
-
-@contextlib.contextmanager
-def _state_file(path: Path, state: ServerState) -> Iterator[None]:
-    """Written whole or not at all, for its owner only; removed at the end unless a successor's."""
-    text = _encoder.encode(state)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
-        with os.fdopen(fd, "wb") as file:
-            file.write(text)
-        Path(draft).replace(path)
-    except OSError as error:
-        raise InputError(f"the tool server cannot write its state file: {error}") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if path.read_bytes() == text:
-                path.unlink()

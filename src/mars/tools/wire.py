@@ -1,4 +1,4 @@
-"""What the tool server and its clients say to each other.
+"""What the tool server and its clients say to each other, by HTTP over TCP or a local socket.
 
     POST /run           RunRequest as JSON -> lines of JSON: Queued Started Output* Finished
     POST /shells/enter  ShellEntry -> ShellEntered, once there are cores
@@ -140,6 +140,8 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     token: str
+    socket: str = ""
+    """Name of the local socket, which is beside the state file; empty: there is none."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
