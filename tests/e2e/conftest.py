@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from tests.stream.collector import Collector, collecting
 
 from mars.bench.tiny import tiny_engine
 from mars.core.events import Event
@@ -93,9 +94,15 @@ def start(
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def collector() -> Iterator[Collector]:
+    with collecting() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
     """Shared by the tests that leave it alive; gone before others look for processes left over."""
-    served = start(tmp_path_factory.mktemp("served"))
+    served = start(tmp_path_factory.mktemp("served"), "--otlp", collector.url)
     try:
         served.wait_until_ready()
         yield served

@@ -16,7 +16,9 @@ import psutil
 import pytest
 from anthropic.types import MessageParam
 from openai.types.responses import ResponseCompletedEvent
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.e2e.conftest import Serve, Served
+from tests.stream.collector import Collector, value
 
 from mars.bench.tiny import BLOCK_TOKENS, KV_BLOCKS
 from mars.core import events as ev
@@ -273,3 +275,20 @@ def test_an_engine_that_cannot_start_says_why(serve: Serve) -> None:
     said = served.rest()
     assert served.process.returncode == 3, said
     assert "no-such-argument" in said
+
+
+def test_a_session_arrives_at_the_collector_with_the_engine_s_account(
+    served: Served, collector: Collector
+) -> None:
+    ask(served, [9] * 50, "traced")
+    assert httpx.delete(f"{served.root}/mars/sessions/traced").status_code == 200
+
+    def found(name: str) -> list[Span]:
+        named = collector.all_named(name)
+        return [it for it in named if value(it, "gen_ai.conversation.id") == "traced"]
+
+    eventually(lambda: bool(found("invoke_agent")))
+    [session], [call] = found("invoke_agent"), found("chat")
+    assert call.parent_span_id == session.span_id
+    assert value(call, "gen_ai.usage.input_tokens") == 50
+    assert value(call, "gen_ai.usage.output_tokens") == 24

@@ -111,3 +111,12 @@ async def test_vllm_arguments_that_are_ours_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mars sets --scheduler-cls"):
         async with running_stack(options, lambda _: None):
             pass
+
+
+def test_free_ports_are_none_that_connections_are_given() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = free_ports(200)
+    assert len(set(ports)) == 200
+    assert not any(first <= port <= last for port in ports)
+    with socket.create_server(("127.0.0.1", ports[0])) as taken:
+        assert taken.getsockname()[1] not in free_ports(3000)

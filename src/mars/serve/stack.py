@@ -9,6 +9,7 @@ Each hears the other two over ipc sockets in a private folder.
 
 import contextlib
 import json
+import random
 import socket
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from mars.serve.parts import Part, Parts
 from mars.tools.client import find_server
 
 _OURS: Final = ("--scheduler-cls", "--additional-config", "--port", "--host", "--model")
+_GIVEN_TO_CLIENTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +157,23 @@ def engine_argv(options: StackOptions, port: int, plugin: Mapping[str, Any]) -> 
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
+    """Different ports that nobody listens on now.
+
+    Below those that the system gives to connections: a part takes half a minute to listen on its
+    port, and any client on the machine could be given it meanwhile.
+    """
+    first = int(_GIVEN_TO_CLIENTS.read_text().split()[0])
+    candidates = list(range(_FIRST_PORT, max(first, _FIRST_PORT + 10 * count)))
+    random.SystemRandom().shuffle(candidates)
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < count:
+            probe = stack.enter_context(contextlib.closing(socket.socket()))
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", candidates[-1]))
+                found.append(candidates[-1])
+            candidates.pop()
+    return found
 
 
 def check_free(host: str, port: int) -> None:
