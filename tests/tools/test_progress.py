@@ -54,7 +54,7 @@ async def test_one_that_computes(settings: dict[str, object], tmp_path: Path) ->
         gate.touch()
         ran = await call
         first, second = told(rig, "it")
-        assert 0.99 < first.run_s < 2 <= second.run_s < 4
+        assert 0.99 < first.run_s < second.run_s < 10
         assert 0.1 < first.cpu_s < second.cpu_s <= ran.finished.cpu_s
         assert second.cpu_s < 1.1 * second.run_s
         assert 1e6 < first.memory_bytes < 100e6
@@ -63,9 +63,9 @@ async def test_one_that_computes(settings: dict[str, object], tmp_path: Path) ->
 @by_all_means
 async def test_one_that_sleeps_on_much_memory(settings: dict[str, object]) -> None:
     async with serving(**settings) as rig:  # type: ignore[arg-type]
-        async with until_told(rig, sys.executable, "-c", FILL) as now:
-            assert 200e6 < now.memory_bytes < 260e6
-            assert now.cpu_s < 0.5
+        async with until_told(rig, sys.executable, "-c", FILL):
+            await until(lambda: told(rig, "it")[-1].memory_bytes > 200e6)
+            assert told(rig, "it")[-1].memory_bytes < 260e6
         async with until_told(rig, "sleep", "1000", tool="sleep") as now:
             assert now.cpu_s < 0.1
 
@@ -78,8 +78,7 @@ async def test_who_has_ended_counts_with_what_it_took(settings: dict[str, object
         serving(**settings) as rig,  # type: ignore[arg-type]
         until_told(rig, "sh", "-c", f"(({burn}) &); {burn}; {burn}; exec sleep 1000"),
     ):
-        await until(lambda: len(told(rig, "it")) == 2)
-        assert told(rig, "it")[1].cpu_s > 0.8
+        await until(lambda: told(rig, "it")[-1].cpu_s > 0.8)
 
 
 def test_who_has_ended_counts_before_anybody_has_waited_for_it() -> None:
