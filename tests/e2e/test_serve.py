@@ -162,7 +162,7 @@ def test_a_session_is_seen_from_arrival_to_end_and_its_return_is_warm(served: Se
     assert second.call_id == facts(served, "warm", ev.CallQueued)[1].call_id, "one id everywhere"
 
 
-Kind = TypeVar("Kind", ev.CallQueued, ev.CallServed, ev.CallFinished, ev.ToolFinished)
+Kind = TypeVar("Kind", bound=ev.SessionEvent)
 
 
 def facts(served: Served, session: str, kind: type[Kind]) -> list[Kind]:
@@ -173,13 +173,16 @@ def test_mars_exec_runs_a_command_for_a_session_and_the_stream_knows(served: Ser
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(served.runtime)}
     ran = subprocess.run(
         [sys.executable, "-m", "mars", "exec", "--session", "tooled", "--tool", "greet", "--",
-         "sh", "-c", "echo out; echo err >&2; exit 7"],
+         "sh", "-c", "echo out; echo err >&2; sleep 1.5; exit 7"],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, ran.stderr) == (7, "out\n", "err\n")
     eventually(lambda: bool(facts(served, "tooled", ev.ToolFinished)))
     finished = facts(served, "tooled", ev.ToolFinished)[0]
     assert (finished.tool, finished.exit_code) == ("greet", 7)
+    progress = facts(served, "tooled", ev.ToolProgressed)[0]
+    assert (progress.tool_id, progress.tool) == (finished.tool_id, "greet")
+    assert progress.at_s < finished.at_s
 
 
 def test_calibrate_measures_a_vllm_that_runs_already(served: Served, tmp_path: Path) -> None:
