@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.tools.conftest import all_gone, groups_left, until
+from tests.tools.conftest import Rig, all_gone, groups_left, until
 from tests.tools.shells import Shell, Terminal, ended, lending
 from tests.tools.test_cgroups import v2
 from tests.tools.test_escapes import BOTH, DAEMON, in_force, pid_in
@@ -291,18 +291,32 @@ async def test_a_shell_outlives_its_server_and_the_next_one_takes_it_over(tmp_pa
 
 
 async def test_a_shell_whose_group_is_refused_is_held_by_affinity(tmp_path: Path) -> None:
+    """At its first lease, or at a later one: then it goes back to where it was."""
     tree = find_tree(v2(tmp_path).root, "0::/a/b")
     assert tree is not None
-    with ended([Terminal()]) as [terminal]:
-        async with lending([terminal]) as (rig, _):
+    with ended([Terminal(), Terminal()]) as terminals:
+        async with lending(terminals) as (rig, _):
             groups = Groups.probe(tree, (0,))
             rig.runtime.controls = replace(rig.runtime.controls, groups=groups)
             rig.shells = Shells(rig.runtime, rig.runtime.controls.settings)
-            name = f"mars-{mark_of(os.getpid())}-shell-{mark_of(terminal.pid)}"
-            (tree.folders[""] / name).write_text("")  # nobody can make a folder of that name
-            entry = ShellEntry(session_id="s", pid=terminal.pid)
-            call = await rig.shells.enter(entry)
-            assert call.held_by == "affinity"
-            assert psutil.Process(terminal.pid).cpu_affinity() == [0]
-            rig.shells.leave(ShellExit(tool_id=call.tool_id, exit_code=0))
-            await until(rig.idle)
+            first, second = (tree.folders[""] / group_name(terminal) for terminal in terminals)
+            first.write_text("")  # nobody can make a folder of that name
+            assert await held_by(rig, terminals[0]) == "affinity"
+            assert await held_by(rig, terminals[1]) == "group"
+            (second / "cpu.max").unlink()
+            (second / "cpu.max").mkdir()  # nor write into that
+            assert await held_by(rig, terminals[1]) == "affinity"
+            assert (tmp_path / "cgroup.procs").read_text() == str(terminals[1].pid)
+
+
+def group_name(shell: Shell) -> str:
+    return f"mars-{mark_of(os.getpid())}-shell-{mark_of(shell.pid)}"
+
+
+async def held_by(rig: Rig, shell: Shell) -> str:
+    """By a whole call."""
+    call = await rig.shells.enter(ShellEntry(session_id="s", pid=shell.pid))
+    assert psutil.Process(shell.pid).cpu_affinity() == [0]
+    rig.shells.leave(ShellExit(tool_id=call.tool_id, exit_code=0))
+    await until(rig.idle)
+    return call.held_by

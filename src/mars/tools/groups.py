@@ -111,12 +111,11 @@ class Groups:
             for file, text in self._writes(controller, limits):
                 (folder / file).write_text(text)
 
-    def home_of(self, pid: int, group: Group) -> Group:
-        """Where a process stands now, of the controllers of `group`."""
-        membership = Path(f"/proc/{pid}/cgroup").read_text()
-        tree = find_tree(self._tree.root, membership)
-        found = tree.folders if tree else {}
-        return Group({name: found[name] for name in group.folders if name in found})
+    def home_of(self, pid: int) -> Group:
+        """Where a process stands now, of the controllers that we use. Raises OSError."""
+        tree = find_tree(self._tree.root, Path(f"/proc/{pid}/cgroup").read_text())
+        used = {*self.names, "", "cpuacct"}
+        return Group({n: folder for n, folder in tree.folders.items() if n in used} if tree else {})
 
     def _writes(self, controller: str, limits: Limits) -> Iterator[tuple[str, str]]:
         version = self._tree.version

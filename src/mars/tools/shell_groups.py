@@ -34,6 +34,12 @@ class _Kept:
     free: asyncio.Event = field(default_factory=asyncio.Event)
     """No lease is on it."""
 
+    def dissolve(self) -> None:
+        """Everybody goes back; what the system does not let go stays, for the next server."""
+        with contextlib.suppress(OSError):
+            self.home.take_in(self.group.pids())
+            self.group.remove()
+
 
 class ShellGroups:
     def __init__(self, runtime: ToolRuntime) -> None:
@@ -52,10 +58,13 @@ class ShellGroups:
         """Put the shell and all below it under the limits; None: the system does not let us."""
         if self._groups is None:
             return None
+        kept = self._kept.get(shell)
         try:
-            kept = self._kept.get(shell) or self._move_in(self._groups, shell, limits)
+            kept = kept or self._move_in(self._groups, shell, limits)
             self._groups.limit(kept.group, limits)
         except OSError:
+            if kept is not None:
+                kept.dissolve()
             return None
         kept.limits = limits
         kept.free.clear()
@@ -72,15 +81,13 @@ class ShellGroups:
         kept.free.set()
 
     def _move_in(self, groups: Groups, shell: int, limits: Limits) -> _Kept:
-        group = groups.make_for_shell(shell, limits)
-        home = groups.home_of(shell, group)
+        home = groups.home_of(shell)
+        kept = _Kept(groups.make_for_shell(shell, limits), home)
         try:
-            _take_in_all(group, shell)
-            return self._keep(shell, _Kept(group, home))
+            _take_in_all(kept.group, shell)
+            return self._keep(shell, kept)
         except OSError:
-            with contextlib.suppress(OSError):
-                home.take_in(group.pids())
-            group.remove()
+            kept.dissolve()
             raise
 
     def _keep(self, shell: int, kept: _Kept) -> _Kept:
@@ -93,9 +100,7 @@ class ShellGroups:
     async def _see_off(self, shell: int, kept: _Kept, pidfd: int) -> None:
         if await self._outlives_us(pidfd):
             await kept.free.wait()
-            with contextlib.suppress(OSError):  # the next server finds the group
-                kept.home.take_in(kept.group.pids())
-                kept.group.remove()
+            kept.dissolve()
         else:
             await kept.group.end()
         del self._kept[shell]
