@@ -33,6 +33,7 @@ async def test_commands_run_over_both_with_the_token(tmp_path: Path) -> None:
         for way in (url, over_tcp):
             async with ToolClient(way, token) as client:
                 assert (await client.run(request("sh", "-c", "exit 7"))).exit_code == 7
+                assert (await client.health()).cores == (0,)
             async with ToolClient(way, "guessed") as client:
                 with pytest.raises(InputError, match="wrong or missing token"):
                     await client.run(request("true"))

@@ -20,7 +20,6 @@ from random import Random
 from typing import Final
 
 import aiohttp
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +27,8 @@ from mars.bench import burn
 from mars.bench.own_stack import offered, own_stack
 from mars.bench.points import Server, call, random_prompt, stream
 from mars.bench.words import ratio
-from mars.serve.stack import Stack
 from mars.tools.client import ToolClient
-from mars.tools.wire import Health, RunRequest
+from mars.tools.wire import RunRequest
 
 CONDITIONS: Final = ("none", "leased", "free")
 _BURN: Final = [sys.executable, "-I", "-S", str(Path(burn.__file__)), "1e9", "1e9"]
@@ -116,10 +114,11 @@ async def _bench(
             Server(http, url, stack.engine_url, served, step_tokens=0)
             for url in (stack.base_url, f"{stack.engine_url}/v1")
         )
-        health = await _health(http, stack)
+        tools = await exits.enter_async_context(ToolClient(stack.tools_url, stack.tools_token))
+        health = await tools.health()
         loads = {
-            "none": partial(_leased, http, stack, 0),
-            "leased": partial(_leased, http, stack, health.slots),
+            "none": partial(_leased, tools, 0),
+            "leased": partial(_leased, tools, health.slots),
             "free": partial(_free, health.slots),
         }
         seen: dict[str, list[Seen]] = {condition: [] for condition in CONDITIONS}
@@ -130,28 +129,22 @@ async def _bench(
         return seen, health.controls
 
 
-async def _health(http: aiohttp.ClientSession, stack: Stack) -> Health:
-    async with http.get(f"{stack.tools_url}/health") as response:
-        return msgspec.json.decode(await response.read(), type=Health)
-
-
 @asynccontextmanager
-async def _leased(http: aiohttp.ClientSession, stack: Stack, commands: int) -> AsyncIterator[None]:
+async def _leased(tools: ToolClient, commands: int) -> AsyncIterator[None]:
     request = RunRequest(argv=_BURN, session_id="bench", tool="burn")
-    async with ToolClient(stack.tools_url, stack.tools_token) as client:
-        runs = [asyncio.ensure_future(client.run(request)) for _ in range(commands)]
-        await _running(http, stack, commands)
-        try:
-            yield
-        finally:
-            for run in runs:
-                run.cancel()
-            await asyncio.gather(*runs, return_exceptions=True)
-            await _running(http, stack, 0)
+    runs = [asyncio.ensure_future(tools.run(request)) for _ in range(commands)]
+    await _running(tools, commands)
+    try:
+        yield
+    finally:
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await _running(tools, 0)
 
 
-async def _running(http: aiohttp.ClientSession, stack: Stack, commands: int) -> None:
-    while (await _health(http, stack)).running != commands:  # noqa: ASYNC110 another process's
+async def _running(tools: ToolClient, commands: int) -> None:
+    while (await tools.health()).running != commands:  # noqa: ASYNC110 another process's
         await asyncio.sleep(_ASK_S)
 
 

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from mars.core.errors import InputError, MarsError, PartDiedError
-from mars.tools.wire import Finished, Line, Output, Refusal, RunRequest, ServerState
+from mars.tools.wire import Finished, Health, Line, Output, Refusal, RunRequest, ServerState
 
 _lines = msgspec.json.Decoder(Line)
 LOCAL: Final = "unix:"
@@ -99,6 +99,16 @@ class ToolClient:
         if finished is None:
             raise PartDiedError(f"the tool server at {self._url} ended while the command ran")
         return finished
+
+    async def health(self) -> Health:
+        """Raises PartDiedError when the server is gone."""
+        try:
+            async with self._http.get("/health") as response:
+                return msgspec.json.decode(await response.read(), type=Health)
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise PartDiedError(
+                f"the tool server at {self._url} does not answer: {error}"
+            ) from None
 
     async def _post(self, request: RunRequest) -> AsyncGenerator[Line]:
         try:
