@@ -139,7 +139,7 @@ class Desk:
         """By tenant, requests past the gate that wait for one of its calls to end."""
         waiting: Counter[str] = Counter()
         for stay in self._stays.values():
-            if stay.admitted and stay.waiting and self._slots.why_not(stay.tenant):
+            if self.why_in_line(stay.session_id):
                 waiting[stay.tenant] += len(stay.waiting)
         return waiting
 
