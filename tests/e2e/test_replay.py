@@ -45,6 +45,8 @@ def test_a_replay_ends_in_a_table_a_page_and_figures_for_programs(tmp_path: Path
         (["replay", "coding", "--set", "hold.most=3"], "unknown field `hold`"),
         (["replay", "coding", "--set", "tools.share=0"], "tools.share"),
         (["replay", "coding", "--agents", "2", "--rate", "1"], "exclude each other"),
+        (["replay", "coding", "--load", "2"], "mars calibrate makes one of this machine"),
+        (["replay", "coding", "--load", "2", "--rate", "1"], "exclude each other"),
         (["replay", "nowhere.jsonl"], "no trace at nowhere.jsonl; bundled ones: airline, coding"),
         (["replay", "broken.jsonl"], "broken.jsonl:2: "),
         (["report", "nowhere"], "nowhere"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mars.cli.options import fresh_folder, settings_options
+from mars.cli.options import POSITIVE, fresh_folder, settings_options
 from mars.core.errors import InputError
 
 
@@ -14,9 +14,18 @@ from mars.core.errors import InputError
 @click.option("--policies", default="fcfs,session_fcfs,mars", show_default=True)
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--agents", type=click.IntRange(min=1), help="Closed loop: so many open sessions.")
-@click.option("--rate", type=float, help="Open loop: sessions a second, Poisson.")
+@click.option("--load", type=POSITIVE, help="Closed loop: times the agents at the knee.")
+@click.option("--profile", help="With --load: what calls cost here (mars calibrate).")
+@click.option("--rate", type=POSITIVE, help="Open loop: sessions a second, Poisson.")
 @click.option("--seed", default=1, show_default=True, help="Of the Poisson arrivals.")
 @click.option("--sessions", type=click.IntRange(min=1), help="Only the first N of the trace.")
+@click.option(
+    "--tools-factor",
+    default=1.0,
+    show_default=True,
+    type=POSITIVE,
+    help="Tools take so many times as long, and CPU seconds.",
+)
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="Default: runs/<time>.")
 @click.option("--model", help="Default: a tiny model with random weights, made on the spot.")
 @click.option("--restart", is_flag=True, help="A fresh engine each round: one fits at a time.")
@@ -145,9 +154,6 @@ def fidelity(*, run: Path, trace: Path, profile: str, async_scheduling: bool) ->
     """Simulate the sessions of a replay and print them beside what really happened."""
     from mars.bench.command import find_trace
     from mars.bench.fidelity import fidelity_command
-    from mars.bench.measure import read_run
     from mars.sim.profiles import load_profile
-    from mars.workload.trace import read_trace
 
-    sessions = read_trace(find_trace(trace))[: read_run(run).settings["sessions"]]
-    fidelity_command(run, sessions, load_profile(profile), lag=int(async_scheduling))
+    fidelity_command(run, find_trace(trace), load_profile(profile), lag=int(async_scheduling))

@@ -18,13 +18,13 @@ from typing import Final, NamedTuple, assert_never
 
 import msgspec
 
-from mars.compare.bounds import Bounds, bounds, rate_for
 from mars.compare.figures import row
 from mars.compare.row import Row
 from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
+from mars.sim.bounds import Bounds, bounds, rate_for
 from mars.sim.cost import Cost
 from mars.sim.engine import Count, EngineSettings
 from mars.sim.profiles import load_profile
