@@ -53,7 +53,7 @@ def replay_command(
         raise InputError("--agents and --load (closed loop), --rate (open loop) exclude each other")
     if (load is None) != (profile is None):
         raise InputError(
-            "--load needs the --profile of this machine (mars calibrate), and it alone"
+            "--load and --profile go together: mars calibrate makes one of this machine"
         )
     names = read_policies(policies)
     settings = load_settings(config, overrides)

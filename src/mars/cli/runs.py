@@ -74,19 +74,30 @@ def bench_agents(**options: Any) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The same figures for programs.")
 @click.option("--page", type=click.Path(path_type=Path), help="Default: RUN/report.html.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Of a grid: its tables, too.")
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path),
+    help="Of grids and several runs: the tables.",
+)
 def report(*, run: Path, as_json: bool, page: Path | None, markdown: Path | None) -> None:
     """Print a run's table and write its page. The event log is the only source of the figures.
 
-    RUN is a folder of `mars replay`, or a grid's of `mars compare`.
+    RUN is a folder of `mars replay`, or a grid's of `mars compare`, or one whose subfolders are
+    runs: these are put side by side.
     """
+    from mars.bench.suite import report_suite, runs_in
     from mars.compare.report import is_grid, report_grid
 
     if is_grid(run):
         report_grid(run, as_json=as_json, page=page, markdown=markdown)
         return
+    if runs_in(run):
+        if page is not None:
+            raise InputError(f"--page: {run} holds several runs, and each has a page of its own")
+        report_suite(run, as_json=as_json, markdown=markdown)
+        return
     if markdown is not None:
-        raise InputError(f"--markdown: {run} is not the folder of a grid (it has no rows)")
+        raise InputError(f"--markdown: {run} is one run: give a grid, or a folder of runs")
     from mars.bench.report import report as report_run
 
     report_run(run, as_json=as_json, page=page)
