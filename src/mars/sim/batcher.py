@@ -44,7 +44,6 @@ class Batcher:
     ) -> None:
         """`keep_tokens`: for a twin."""
         self.pool, self._retention = pool, policy.retention
-        self._is_live = policy.ordering.live
         self._most_calls, self._lag = most_calls, lag
         self._keep_tokens = keep_tokens
         self.waiting = WaitingLine(policy.ordering, pool)
@@ -136,8 +135,9 @@ class Batcher:
     def note_changes(self) -> None:
         """Evictions may have changed what waiting calls would find in the cache."""
         if self.pool.changed:
-            for owner in self.pool.changed:
-                self.waiting.recached(owner)
+            if self.waiting.by_cache:
+                for owner in dict.fromkeys(self.pool.changed):
+                    self.waiting.recached(owner)
             self.pool.changed.clear()
 
     def _run(self, batch: Batch, now_s: float) -> int:
