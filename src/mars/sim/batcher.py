@@ -192,14 +192,13 @@ class Batcher:
         given: dict[Call, int] = {}  # tokens, whose blocks are taken
         while place < len(calls) and left > 0:
             call = calls[place]
-            kv_tokens = running.kv_tokens(call)
             tokens = 0 if call.is_leaving else 1
             if not call.last:
-                tokens = min(running.chunk(call, call.tokens - kv_tokens), left)
+                tokens = min(running.chunk(call, call.tokens - call.computed), left)
             if tokens == 0:
                 place += 1
                 continue
-            need = self._growth(call, kv_tokens, tokens, batch.index)
+            need = self._growth(call, tokens, batch.index)
             while need > pool.free and call.is_running:
                 if self.holds.release_least(call.view.session_id, now_s):
                     continue
@@ -213,7 +212,8 @@ class Batcher:
                 self._preempt(batch, victim, tokens_back, now_s)
             if not call.is_running:
                 break
-            pool.take(need)
+            if need:
+                pool.take(need)
             given[call] = tokens
             left -= tokens
             place += 1
@@ -224,10 +224,11 @@ class Batcher:
                 self._prefill(batch, call, tokens)
         return left
 
-    def _growth(self, call: Call, kv_tokens: int, tokens: int, step: int) -> int:
+    def _growth(self, call: Call, tokens: int, step: int) -> int:
         """Blocks that a running call takes for so many tokens more."""
-        del call, step
-        return self.pool.growth(kv_tokens, tokens)
+        if call.is_decode and not self.running.decodes.needs(call, step):
+            return 0
+        return self.pool.growth(self.running.kv_tokens(call), tokens)
 
     def _starve(self, batch: Batch, call: Call) -> None:
         """No token in this step: with a decode everything comes a step later."""
