@@ -212,8 +212,7 @@ class Batcher:
                 self._preempt(batch, victim, tokens_back, now_s)
             if not call.is_running:
                 break
-            if need:
-                pool.take(need)
+            pool.take(need)
             given[call] = tokens
             left -= tokens
             place += 1
