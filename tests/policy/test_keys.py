@@ -205,5 +205,15 @@ def test_a_key_that_is_not_live_stays(name: str, fleet: list[CallView], later_s:
         assert ordering.run_key(waiting, stays.until_s + 0.1) < key
 
 
+@pytest.mark.parametrize("name", ORDERINGS)
+@given(tokens=st.lists(st.integers(0, 100_000), min_size=2, max_size=2))
+def test_who_ranks_by_the_cache_says_so(name: str, tokens: list[int]) -> None:
+    ordering = ORDERINGS[name]()
+    one, other = (
+        keys(ordering, call("waiting", uncached_tokens=uncached), NOW_S) for uncached in tokens
+    )
+    assert one == other or ordering.by_cache
+
+
 def keys(ordering: Ordering, view: CallView, now_s: float) -> tuple[Key, Key]:
     return ordering.run_key(view, now_s), ordering.victim_key(view, now_s)

@@ -6,7 +6,6 @@
 What a simulation knows and a log does not is taken from its Outcome: first tokens, busy seconds.
 """
 
-from collections.abc import Sequence
 from math import inf
 from typing import Any, Final
 
@@ -81,18 +80,18 @@ def run_figures(outcome: Outcome, bounds: Bounds, tools: ToolSettings) -> dict[s
         **{name: getattr(of, name) for name in _OF_ROUNDS},
         "sessions_per_s": of.throughput_sessions_per_s,
         "recomputed_frac": _recomputed_frac(of),
-        "loaded_frac": _loaded_frac(events),
+        "loaded_frac": _loaded_frac(one),
         "p99_s": quantile(session_times_s(one), 0.99),
-        **_against_alone(events, bounds, span_s),
-        **_longest_waits(events),
-        **_first_tokens(outcome),
+        **_against_alone(one, bounds, span_s),
+        **_longest_waits(one),
+        **_first_tokens(one, outcome),
         "gpu_busy_frac": outcome.engine_busy_s / span_s,
         "cpu_busy_frac": outcome.tool_cpu_s / (span_s * tools.cores),
     }
 
 
-def _loaded_frac(events: Sequence[ev.Event]) -> float | None:
-    served = [e for e in events if isinstance(e, ev.CallServed)]
+def _loaded_frac(one: Round) -> float | None:
+    served = one.of(ev.CallServed)
     prompt_tokens = sum(e.prompt_tokens for e in served)
     return sum(e.loaded_tokens for e in served) / prompt_tokens if prompt_tokens else None
 
@@ -101,10 +100,10 @@ def _recomputed_frac(of: Figures) -> float | None:
     return of.recomputed_tokens / of.needed_tokens if of.needed_tokens else None
 
 
-def _against_alone(events: Sequence[ev.Event], bounds: Bounds, span_s: float) -> dict[str, float]:
+def _against_alone(one: Round, bounds: Bounds, span_s: float) -> dict[str, float]:
     """Latencies against the same session's alone; goodput is of sessions that were served whole."""
-    arrived_s = {e.session_id: e.at_s for e in events if isinstance(e, ev.SessionArrived)}
-    ended = [e for e in events if isinstance(e, ev.SessionEnded)]
+    arrived_s = {e.session_id: e.at_s for e in one.of(ev.SessionArrived)}
+    ended = one.of(ev.SessionEnded)
     slow = [(e.at_s - arrived_s[e.session_id]) / bounds.isolated_s[e.session_id] for e in ended]
     served = [x for x, e in zip(slow, ended, strict=True) if e.why != _LEFT]
     return {
@@ -115,21 +114,21 @@ def _against_alone(events: Sequence[ev.Event], bounds: Bounds, span_s: float) ->
     }
 
 
-def _longest_waits(events: Sequence[ev.Event]) -> dict[str, float | None]:
-    arrived_s = {e.session_id: e.at_s for e in events if isinstance(e, ev.SessionArrived)}
-    admitted_s = {e.session_id: e.at_s for e in events if isinstance(e, ev.SessionAdmitted)}
-    queued_s = [e.queued_s for e in events if isinstance(e, ev.CallServed) and e.ok]
+def _longest_waits(one: Round) -> dict[str, float | None]:
+    arrived_s = {e.session_id: e.at_s for e in one.of(ev.SessionArrived)}
+    admitted_s = {e.session_id: e.at_s for e in one.of(ev.SessionAdmitted)}
+    queued_s = [e.queued_s for e in one.of(ev.CallServed) if e.ok]
     return {
         "gate_wait_max_s": max(at_s - arrived_s[sid] for sid, at_s in admitted_s.items()),
         "queue_wait_max_s": max(queued_s, default=None),
     }
 
 
-def _first_tokens(outcome: Outcome) -> dict[str, float | None]:
+def _first_tokens(one: Round, outcome: Outcome) -> dict[str, float | None]:
     warm: list[float] = []
     cold: list[float] = []
-    for event in outcome.events:
-        if isinstance(event, ev.CallServed) and event.ok:
+    for event in one.of(ev.CallServed):
+        if event.ok:
             is_warm = 2 * event.cached_tokens >= event.prompt_tokens
             (warm if is_warm else cold).append(outcome.first_token_s[event.call_id])
     return {

@@ -65,6 +65,7 @@ class _Program:
 
 class LeastServed:
     live = True
+    by_cache = False
 
     def __init__(self, settings: AutellixSettings) -> None:
         self._set = settings

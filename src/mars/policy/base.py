@@ -104,6 +104,9 @@ class Ordering(Protocol):
     """True when a key changes while a call waits (by time or by what is cached): the engine ranks
     again before it admits. False: a key once given stays. A call that has become a decode keeps
     the key that it then got either way."""
+    by_cache: bool
+    """True when the key of a waiting call depends on its `uncached_tokens`: a simulator keeps them
+    true for such an ordering only."""
 
     def observe(self, event: EngineEvent) -> None: ...
 
@@ -158,6 +161,7 @@ class Steady:
     """What an ordering answers that learns nothing, changes no key and caps no chunk."""
 
     live = False
+    by_cache = False
 
     def observe(self, event: EngineEvent) -> None:
         del event

@@ -20,6 +20,7 @@ class ByShare:
     def __init__(self, order: Ordering, settings: TenantSettings) -> None:
         """`order`: one whose keys begin with who goes first whatever his share."""
         self._order, self._set = order, settings
+        self.by_cache = order.by_cache
         self._shares = TenantShares(settings)
         self._classes: dict[CallId, tuple[int, float]] = {}
         """(class, until when it holds) of each open call."""

@@ -147,11 +147,11 @@ class _Durations:
 
     def best_s(self, gain_s: float) -> float:
         """argmax_tau P(t <= tau) * gain - tau: one of the durations, or 0; none beyond the gain."""
-        best_s, most_s = 0.0, 0.0
+        best_s, most_s, all_of_them = 0.0, 0.0, len(self._sorted)
         for number, tau_s in enumerate(self._sorted, 1):
             if tau_s >= gain_s:
                 break
-            worth_s = number / len(self._sorted) * gain_s - tau_s
+            worth_s = number / all_of_them * gain_s - tau_s
             if worth_s > most_s:
                 best_s, most_s = tau_s, worth_s
         return best_s

@@ -31,7 +31,7 @@ class ContinuationsFirst(Steady):
     first, so the oldest one always makes progress: no livelock.
     """
 
-    live = True
+    live = by_cache = True
 
     def __init__(self, settings: OrderSettings) -> None:
         self._levels = settings.level_tokens

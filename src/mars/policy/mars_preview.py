@@ -43,6 +43,7 @@ class PreviewLevels(Steady):
     """
 
     live = True
+    by_cache = False
 
     def __init__(self, settings: PreviewOrderSettings) -> None:
         self._set = settings

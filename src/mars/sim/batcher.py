@@ -44,7 +44,6 @@ class Batcher:
     ) -> None:
         """`keep_tokens`: for a twin."""
         self.pool, self._retention = pool, policy.retention
-        self._is_live = policy.ordering.live
         self._most_calls, self._lag = most_calls, lag
         self._keep_tokens = keep_tokens
         self.waiting = WaitingLine(policy.ordering, pool)
@@ -136,8 +135,9 @@ class Batcher:
     def note_changes(self) -> None:
         """Evictions may have changed what waiting calls would find in the cache."""
         if self.pool.changed:
-            for owner in self.pool.changed:
-                self.waiting.recached(owner)
+            if self.waiting.by_cache:
+                for owner in dict.fromkeys(self.pool.changed):
+                    self.waiting.recached(owner)
             self.pool.changed.clear()
 
     def _run(self, batch: Batch, now_s: float) -> int:
@@ -192,14 +192,13 @@ class Batcher:
         given: dict[Call, int] = {}  # tokens, whose blocks are taken
         while place < len(calls) and left > 0:
             call = calls[place]
-            kv_tokens = running.kv_tokens(call)
             tokens = 0 if call.is_leaving else 1
             if not call.last:
-                tokens = min(running.chunk(call, call.tokens - kv_tokens), left)
+                tokens = min(running.chunk(call, call.tokens - call.computed), left)
             if tokens == 0:
                 place += 1
                 continue
-            need = self._growth(call, kv_tokens, tokens, batch.index)
+            need = self._growth(call, tokens, batch.index)
             while need > pool.free and call.is_running:
                 if self.holds.release_least(call.view.session_id, now_s):
                     continue
@@ -224,10 +223,11 @@ class Batcher:
                 self._prefill(batch, call, tokens)
         return left
 
-    def _growth(self, call: Call, kv_tokens: int, tokens: int, step: int) -> int:
+    def _growth(self, call: Call, tokens: int, step: int) -> int:
         """Blocks that a running call takes for so many tokens more."""
-        del call, step
-        return self.pool.growth(kv_tokens, tokens)
+        if call.is_decode and not self.running.decodes.needs(call, step):
+            return 0
+        return self.pool.growth(self.running.kv_tokens(call), tokens)
 
     def _starve(self, batch: Batch, call: Call) -> None:
         """No token in this step: with a decode everything comes a step later."""

@@ -48,6 +48,10 @@ class Decodes:
             heapq.heappop(ends)
         return ends[0][0]
 
+    def needs(self, call: Call, step: int) -> bool:
+        """Does this one take a block in that step?"""
+        return (call.joined - call.tokens + 1 - step) % self._block_tokens == 0
+
     def need(self, first: int, steps: int = 1) -> int:
         """Blocks that they take in so many steps, of which `first` is the first."""
         bt, phase = self._block_tokens, self._phase

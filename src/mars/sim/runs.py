@@ -142,6 +142,8 @@ class RunQueue:
         """The runs that a call finds from `low` to `high`, all of which are cached: of several
         copies the first. Runs are split to fit.
         """
+        if low >= high:
+            return []
         ahead = sorted(
             (run.low, order, run)
             for order, run in enumerate(copies)

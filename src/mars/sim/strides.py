@@ -97,6 +97,8 @@ class Strides:
         batcher.note_changes()
         if batcher.waiting.is_stale:
             return -1
+        if not batcher.waiting.by_cache:
+            return batcher.pool.free
         return batcher.pool.evictable(need, batcher.waiting.spare_blocks)
 
 

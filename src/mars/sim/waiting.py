@@ -17,7 +17,7 @@ _key = attrgetter("key")
 class WaitingLine:
     def __init__(self, ordering: Ordering, pool: Pool) -> None:
         self._ordering = ordering
-        self._live = ordering.live
+        self._live, self.by_cache = ordering.live, ordering.by_cache
         self._pool, self._block_tokens = pool, pool.block_tokens
         self.line: list[Call] = []
         """In order; not to be changed but by the methods here."""
@@ -58,8 +58,6 @@ class WaitingLine:
 
     def recached(self, owner: Chain | Prefix) -> None:
         """What a session would find in the prefix cache has changed."""
-        if not self._live:
-            return
         for call in self._who_find(owner):
             before, now = call.view.uncached_tokens, self._uncached_tokens(call)
             call.view.uncached_tokens = now
@@ -92,8 +90,6 @@ class WaitingLine:
 
     def spare_blocks(self, owner: Chain | Prefix) -> float:
         """Cached blocks that an owner may lose before a key can change."""
-        if not self._live:
-            return inf
         spare_tokens = min(
             (call.most_uncached - call.view.uncached_tokens for call in self._who_find(owner)),
             default=inf,
@@ -114,8 +110,9 @@ class WaitingLine:
         view = call.view
         view.is_decode = False
         view.kv_tokens = 0
-        if self._live:
+        if self.by_cache:
             view.uncached_tokens = self._uncached_tokens(call)
+        if self._live:
             stays = self._ordering.stays(view, now_s)
             call.most_uncached = stays.uncached_tokens
             call.until_s = stays.until_s

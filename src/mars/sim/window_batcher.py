@@ -68,12 +68,26 @@ class WindowBatcher(Batcher):
         self._chunks[call] = batch.index, tokens
         super()._prefill(batch, call, tokens)
 
-    def _growth(self, call: Call, kv_tokens: int, tokens: int, step: int) -> int:
+    def _growth(self, call: Call, tokens: int, step: int) -> int:
         pool = self.pool
+        if self._moves_within_blocks(call, step):
+            return 0
+        kv_tokens = self.running.kv_tokens(call)
         pool.slid(call.chain, self._skipped(call))
         out = kv_tokens - self._flying(call, step) - self._window_tokens + 1
         pool.let_go(pool.slide(call.chain, max(0, out) // pool.block_tokens))
         return pool.growth(kv_tokens, tokens)
+
+    def _moves_within_blocks(self, call: Call, step: int) -> bool:
+        """A decode that neither takes a block nor gives one back in this step: its last chunk and
+        any step without a token are behind it.
+        """
+        return (
+            call.is_decode
+            and self._lag > 0
+            and call.joined + 2 < step != call.starved + 1
+            and not self._decodes.needs(call, step)
+        )
 
     def _flying(self, call: Call, step: int) -> int:
         """Tokens of a call in the step before this one, which is not over yet."""
