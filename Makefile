@@ -20,13 +20,37 @@ AUDIT         := .venv-audit
 # Advisories that do not concern us, each with why.
 AUDIT_IGNORED :=
 
-.PHONY: demo test search twin check audit bench clean
+.PHONY: demo suite test search twin check audit bench clean
 
-# Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load.
-demo: $(READY)
+# Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load. The load is sized by
+# what this machine's core can do. Tools take 0.3 of the recorded time: then model and tools have about the
+# shares of a session that recordings have which time both.
+REPLAY  = $(BIN)/mars replay coding --tools-factor 0.3
+PROFILE = $(RUNS)/profile.json
+
+demo: $(READY) $(PROFILE)
 	rm -rf $(RUNS)/demo $(RUNS)/demo-light
-	$(BIN)/mars replay coding --agents 12 --sessions 14 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
-	$(BIN)/mars replay coding --agents 2 --sessions 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+	$(REPLAY) --profile $(PROFILE) --load 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
+	$(REPLAY) --profile $(PROFILE) --load 0.5 --sessions 6 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+
+$(PROFILE): $(READY)
+	mkdir -p $(RUNS)
+	$(BIN)/mars calibrate --out $@
+
+# Against every kind of baseline, an hour and more: bound by KV, by the cores, by both; below, at and beyond the knee. Goes on where it ended.
+LOADS := 0.5 1.5 4
+SUITE := $(foreach load,$(LOADS),$(RUNS)/suite/kv-$(load) $(RUNS)/suite/cores-$(load) $(RUNS)/suite/both-$(load))
+suite: $(SUITE)
+	$(BIN)/mars report $(RUNS)/suite --markdown docs/results-engine.md
+
+$(RUNS)/suite/kv-%:    SIZE = --set tools.share=4 -- --num-gpu-blocks-override 320
+$(RUNS)/suite/cores-%: SIZE = --set tools.share=1
+$(RUNS)/suite/both-%:  SIZE = --set tools.share=1 -- --num-gpu-blocks-override 320
+$(SUITE): $(READY) $(PROFILE)
+	rm -rf $@.part
+	$(REPLAY) --profile $(PROFILE) --load $(lastword $(subst -, ,$@)) --sessions $(if $(findstring -0.5,$@),5,14) --repeat 5 \
+	  --policies fcfs,session_fcfs,continuum-dynamic,thunderagent,mars --out $@.part $(SIZE)
+	mv $@.part $@
 
 test: check $(AGENTS)/.ready $(AIPERF)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 
 from mars.bench.rounds import Round, figures, quantile, session_times_s
-from mars.compare.bounds import bounds
 from mars.compare.figures import row
 from mars.compare.row import Row
 from mars.core import events as ev
 from mars.policy.presets import PRESETS, Scheduling
+from mars.sim.bounds import bounds
 from mars.sim.cost import Linear
 from mars.sim.engine import EngineSettings
 from mars.sim.run import Outcome, SimSettings, simulate

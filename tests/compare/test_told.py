@@ -8,8 +8,6 @@ import pytest
 from tests.compare.grids import TEXT, mini
 
 from mars.compare.cells import Run, play, runs
-from mars.compare.needs import need_of
-from mars.compare.prices import prices_of
 from mars.compare.standing import cells_of, in_order
 from mars.compare.told import TOLD, Future, named
 from mars.config import Settings, load_settings
@@ -17,6 +15,8 @@ from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.presets import PRESETS, Scheduling
 from mars.sim.engine import EngineSettings
+from mars.sim.needs import need_of
+from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile
 from mars.sim.tools import ToolSettings
 from mars.workload.synthetic import Synthetic

@@ -22,8 +22,9 @@ def mars(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 def test_a_replay_ends_in_a_table_a_page_and_figures_for_programs(tmp_path: Path) -> None:
     ran = mars(
-        "replay", "coding", "--policies", "fcfs,mars", "--sessions", "3", "--agents", "3",
-        "--repeat", "2", "--set", "tools.share=4", "--out", "run", cwd=tmp_path,
+        "replay", "coding", "--policies", "fcfs,mars", "--sessions", "3",
+        "--load", "1", "--profile", "tiny-cpu", "--tools-factor", "0.5", "--repeat", "2",
+        "--set", "tools.share=4", "--out", "run", cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
@@ -33,6 +34,8 @@ def test_a_replay_ends_in_a_table_a_page_and_figures_for_programs(tmp_path: Path
     ratio = figures["ratio_to_mars"]["fcfs"]["mean"]
     assert ratio["pairs"] == 2
     assert ratio["min"] <= ratio["median"] <= ratio["max"]
+    simulated = mars("fidelity", "run", "--profile", "tiny-cpu", cwd=tmp_path)
+    assert "mean distance" in simulated.stdout, simulated.stderr
     again = mars("replay", "coding", "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
@@ -45,6 +48,8 @@ def test_a_replay_ends_in_a_table_a_page_and_figures_for_programs(tmp_path: Path
         (["replay", "coding", "--set", "hold.most=3"], "unknown field `hold`"),
         (["replay", "coding", "--set", "tools.share=0"], "tools.share"),
         (["replay", "coding", "--agents", "2", "--rate", "1"], "exclude each other"),
+        (["replay", "coding", "--load", "2"], "--load and --profile go together"),
+        (["replay", "coding", "--load", "2", "--rate", "1"], "exclude each other"),
         (["replay", "nowhere.jsonl"], "no trace at nowhere.jsonl; bundled ones: airline, coding"),
         (["replay", "broken.jsonl"], "broken.jsonl:2: "),
         (["report", "nowhere"], "nowhere"),

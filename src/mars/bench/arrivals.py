@@ -15,11 +15,14 @@ class Load:
     per_s: float | None = None
     """Open loop: sessions a second, Poisson."""
     seed: int = 1
+    found: str = ""
+    """How `agents` was found, in words."""
 
     def describe(self) -> str:
         if self.per_s is not None:
             return f"open loop, {self.per_s:g} sessions/s (Poisson, seed {self.seed})"
-        return f"closed loop, {self.agents} agents"
+        how = f" ({self.found})" if self.found else ""
+        return f"closed loop, {self.agents} agents{how}"
 
     async def run(
         self, sessions: Sequence[Recorded], play: Callable[[Recorded], Awaitable[None]]

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mars.bench.arrivals import Load
 from mars.bench.interleave import Watcher
+from mars.bench.knee import knee_of
 from mars.bench.overhead import measure_overhead
 from mars.bench.replay import ReplayOptions, replay
 from mars.bench.report import report
@@ -23,6 +24,8 @@ from mars.bench.tiny import tiny_engine
 from mars.config import load_settings
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
+from mars.sim.profiles import load_profile
+from mars.workload.synthetic import scaled
 from mars.workload.trace import read_trace
 
 
@@ -32,9 +35,12 @@ def replay_command(
     policies: str,
     repeat: int,
     agents: int | None,
+    load: float | None,
+    profile: str | None,
     rate: float | None,
     seed: int,
     sessions: int | None,
+    tools_factor: float,
     folder: Path,
     model: str | None,
     restart: bool,
@@ -43,23 +49,30 @@ def replay_command(
     vllm_args: tuple[str, ...],
 ) -> None:
     """Run, then report. Raises what `replay` raises."""
-    if agents is not None and rate is not None:
-        raise InputError("--agents (closed loop) and --rate (open loop) exclude each other")
-    if rate is not None and rate <= 0:
-        raise InputError(f"--rate {rate}: sessions a second, above 0")
+    if sum(given is not None for given in (agents, load, rate)) > 1:
+        raise InputError("--agents and --load (closed loop), --rate (open loop) exclude each other")
+    if (load is None) != (profile is None):
+        raise InputError(
+            "--load and --profile go together: mars calibrate makes one of this machine"
+        )
     names = read_policies(policies)
     settings = load_settings(config, overrides)
-    recorded = read_trace(find_trace(trace))[:sessions]
+    recorded = scaled(read_trace(find_trace(trace)), tools_factor)
     engine_env: dict[str, str] = {}
     if model is None:
         model, tiny_args, engine_env = tiny_engine()
         vllm_args = (*tiny_args, *vllm_args)
+    arrivals = Load(agents=None if rate else agents or 8, per_s=rate, seed=seed)
+    if load is not None and profile is not None:
+        knee = knee_of(recorded, load_profile(profile), settings, vllm_args)
+        arrivals = Load(agents=knee.agents_at(load), found=f"load {load:g}; {knee}")
     options = ReplayOptions(
         trace=trace,
-        sessions=recorded,
+        sessions=recorded[:sessions],
+        tools_factor=tools_factor,
         policies=names,
         repeat=repeat,
-        load=Load(agents=None if rate else agents or 8, per_s=rate, seed=seed),
+        load=arrivals,
         settings=settings,
         model=model,
         folder=folder,
@@ -68,6 +81,7 @@ def replay_command(
         restart=restart,
     )
     with Bars() as bars:
+        bars.say(f"{arrivals.describe()}, {len(options.sessions)} sessions")
         asyncio.run(replay(options, bars))
     report(folder, as_json=False, page=None)
 

@@ -14,20 +14,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from mars.bench.calibrating import given
+from mars.bench.as_simulated import as_simulated
 from mars.bench.measure import Run, read_run
 from mars.bench.rounds import Round, figures
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
-from mars.sim.engine import EngineSettings
 from mars.sim.profiles import Profile
 from mars.sim.run import SimSettings, simulate
-from mars.sim.tools import ToolSettings
-from mars.workload.trace import Recorded
-
-BLOCK_TOKENS = 16
-"""vLLM's own block, where the run does not say."""
+from mars.workload.synthetic import scaled
+from mars.workload.trace import Recorded, read_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,38 +81,27 @@ def _agents(head: dict[str, Any]) -> int:
 
 def _settings(run: Run, policy: str, profile: Profile, lag: int) -> SimSettings:
     head = run.settings
-    arguments: list[str] = head["vllm_args"]
     scheduling = {**head["settings"]["scheduling"], "policy": policy}
-    block_tokens = given(arguments, "--block-size") or BLOCK_TOKENS
     slots = {
         e.slots for r in run.rounds[policy] for e in r.events if isinstance(e, ev.ToolsSampled)
     }
     share = head["settings"]["tools"]["share"]
+    cores = max(slots, default=share) // share
+    engine, tools = as_simulated(head["vllm_args"], share, cores, profile, lag=lag)
     return SimSettings(
-        scheduling=msgspec.convert(scheduling, Scheduling),
-        engine=EngineSettings(
-            kv_blocks=profile.kv_capacity_tokens() // block_tokens - 1,
-            block_tokens=block_tokens,
-            step_tokens=given(arguments, "--max-num-batched-tokens") or 8192,
-            most_calls=given(arguments, "--max-num-seqs") or 256,
-            lag=lag,
-            api_s=profile.api_s,
-            api_token_s=profile.api_token_s,
-            sample_s=0.2,
-        ),
-        tools=ToolSettings(
-            cores=max(slots, default=share) // share,
-            share=share,
-            start_s=profile.command_s,
-        ),
+        scheduling=msgspec.convert(scheduling, Scheduling), engine=engine, tools=tools
     )
 
 
-def fidelity_command(
-    folder: Path, sessions: Sequence[Recorded], profile: Profile, *, lag: int
-) -> None:
-    """Print real beside simulated, and whether both rank the policies alike."""
-    compared = compare(read_run(folder), sessions, profile, lag=lag)
+def fidelity_command(folder: Path, trace: Path, profile: Profile, *, lag: int) -> None:
+    """Print real beside simulated, and whether both rank the policies alike.
+
+    `trace`: the one that was played.
+    """
+    run = read_run(folder)
+    played = read_trace(trace)[: run.settings["sessions"]]
+    sessions = scaled(played, run.settings.get("tools_factor", 1.0))
+    compared = compare(run, sessions, profile, lag=lag)
     table = Table(
         "policy", "real (s)", "rounds", "simulated (s)", "off", "real hits", "simulated hits",
         title="Mean session time",

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from mars.bench.drive import Agent
+from mars.bench.made_by import made_by
 from mars.config import Settings, as_dict
 from mars.core.errors import InputError, MarsError, PartDiedError
 from mars.core.ids import SessionId
@@ -45,6 +46,7 @@ class Plan:
     def head(self) -> dict[str, Any]:
         """What its log says first."""
         return {
+            "made_by": made_by(),
             "policies": list(self.policies),
             "repeat": self.repeat,
             "model": Path(self.model).name,

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 
 from mars.bench import charts
 from mars.bench.document import document
+from mars.bench.grids import Grid
 from mars.bench.measure import Run, Summary
-from mars.bench.table import Grid, grids
+from mars.bench.table import grids
 from mars.bench.why import why
 from mars.bench.words import number
 

@@ -24,6 +24,8 @@ from mars.workload.trace import Recorded
 class ReplayOptions(Plan):
     trace: Path
     sessions: Sequence[Recorded]
+    """As they are played: `tools_factor` is in their tools already."""
+    tools_factor: float = 1.0
     load: Load
 
 
@@ -117,6 +119,7 @@ def _head(options: ReplayOptions) -> dict[str, Any]:
         "trace": options.trace.name,
         "sessions": len(options.sessions),
         "turns": sum(len(s.turns) for s in options.sessions),
+        "tools_factor": options.tools_factor,
         "load": options.load.describe(),
         **options.head(),
     }

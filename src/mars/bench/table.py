@@ -1,7 +1,7 @@
 """The numbers as tables, for a terminal and for the page: one source for the text of both."""
 
-from collections.abc import Iterator, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Final, Literal
 
 from rich import box
 from rich.console import Group
@@ -9,17 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mars.bench.grids import Grid
 from mars.bench.measure import PolicyFigures, Spread, Summary
 from mars.bench.why import why
 from mars.bench.words import bare, count, number, percent, ratio
-
-
-class Grid(NamedTuple):
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str
-
 
 _TIMES: Final = (
     "policy", "mean (s)", "noise", "p50 (s)", "p90 (s)", "p95 (s)", "gate (s)", "per min",

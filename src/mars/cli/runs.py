@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mars.cli.options import fresh_folder, settings_options
+from mars.cli.options import POSITIVE, fresh_folder, settings_options
 from mars.core.errors import InputError
 
 
@@ -14,9 +14,18 @@ from mars.core.errors import InputError
 @click.option("--policies", default="fcfs,session_fcfs,mars", show_default=True)
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--agents", type=click.IntRange(min=1), help="Closed loop: so many open sessions.")
-@click.option("--rate", type=float, help="Open loop: sessions a second, Poisson.")
+@click.option("--load", type=POSITIVE, help="Closed loop: times the agents at the knee.")
+@click.option("--profile", help="With --load: what calls cost here (mars calibrate).")
+@click.option("--rate", type=POSITIVE, help="Open loop: sessions a second, Poisson.")
 @click.option("--seed", default=1, show_default=True, help="Of the Poisson arrivals.")
 @click.option("--sessions", type=click.IntRange(min=1), help="Only the first N of the trace.")
+@click.option(
+    "--tools-factor",
+    default=1.0,
+    show_default=True,
+    type=POSITIVE,
+    help="Tools take so many times as long, and CPU seconds.",
+)
 @click.option("--out", "folder", type=click.Path(path_type=Path), help="Default: runs/<time>.")
 @click.option("--model", help="Default: a tiny model with random weights, made on the spot.")
 @click.option("--restart", is_flag=True, help="A fresh engine each round: one fits at a time.")
@@ -65,19 +74,30 @@ def bench_agents(**options: Any) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The same figures for programs.")
 @click.option("--page", type=click.Path(path_type=Path), help="Default: RUN/report.html.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Of a grid: its tables, too.")
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path),
+    help="Of grids and several runs: the tables.",
+)
 def report(*, run: Path, as_json: bool, page: Path | None, markdown: Path | None) -> None:
     """Print a run's table and write its page. The event log is the only source of the figures.
 
-    RUN is a folder of `mars replay`, or a grid's of `mars compare`.
+    RUN is a folder of `mars replay`, or a grid's of `mars compare`, or one whose subfolders are
+    runs: these are put side by side.
     """
+    from mars.bench.suite import report_suite, runs_in
     from mars.compare.report import is_grid, report_grid
 
     if is_grid(run):
         report_grid(run, as_json=as_json, page=page, markdown=markdown)
         return
+    if runs_in(run):
+        if page is not None:
+            raise InputError(f"--page: {run} holds several runs, and each has a page of its own")
+        report_suite(run, as_json=as_json, markdown=markdown)
+        return
     if markdown is not None:
-        raise InputError(f"--markdown: {run} is not the folder of a grid (it has no rows)")
+        raise InputError(f"--markdown: {run} is one run: give a grid, or a folder of runs")
     from mars.bench.report import report as report_run
 
     report_run(run, as_json=as_json, page=page)
@@ -145,9 +165,6 @@ def fidelity(*, run: Path, trace: Path, profile: str, async_scheduling: bool) ->
     """Simulate the sessions of a replay and print them beside what really happened."""
     from mars.bench.command import find_trace
     from mars.bench.fidelity import fidelity_command
-    from mars.bench.measure import read_run
     from mars.sim.profiles import load_profile
-    from mars.workload.trace import read_trace
 
-    sessions = read_trace(find_trace(trace))[: read_run(run).settings["sessions"]]
-    fidelity_command(run, sessions, load_profile(profile), lag=int(async_scheduling))
+    fidelity_command(run, find_trace(trace), load_profile(profile), lag=int(async_scheduling))

@@ -18,18 +18,18 @@ from typing import Final, NamedTuple, assert_never
 
 import msgspec
 
-from mars.compare.bounds import Bounds, bounds, rate_for
 from mars.compare.figures import row
-from mars.compare.needs import need_of
-from mars.compare.prices import prices_of
 from mars.compare.row import Row
 from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed
 from mars.compare.told import TOLD, Future, told
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
+from mars.sim.bounds import Bounds, bounds, rate_for
 from mars.sim.cost import Cost
 from mars.sim.engine import Count, EngineSettings
+from mars.sim.needs import need_of
+from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile
 from mars.sim.run import Parts, SimSettings, simulate
 from mars.sim.tools import ToolSettings

@@ -11,9 +11,9 @@ from math import inf
 from typing import Any, Final
 
 from mars.bench.rounds import Figures, Round, figures, quantile, session_times_s
-from mars.compare.bounds import Bounds
 from mars.compare.row import Row
 from mars.core import events as ev
+from mars.sim.bounds import Bounds
 from mars.sim.run import Outcome
 from mars.sim.tools import ToolSettings
 

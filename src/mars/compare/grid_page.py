@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from mars.bench.document import document
-from mars.bench.table import Grid
+from mars.bench.grids import Grid, numeric
 from mars.compare import grid_charts as charts
 from mars.compare.provenance import told
 from mars.compare.standing import by_scene, is_ablation
 from mars.compare.summary import Summary
-from mars.compare.tables import means, numeric, tables
+from mars.compare.tables import means, tables
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2933; --soft: #5b6875;

@@ -3,20 +3,18 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-from rich import box
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mars.bench.table import Grid
+from mars.bench.grids import drawn
 from mars.compare.markdown import write_markdown
 from mars.compare.provenance import told
 from mars.compare.summary import Summary, summarise
-from mars.compare.tables import numeric, tables
+from mars.compare.tables import tables
 from mars.core.errors import InputError
 
 _WIDTH = 100
@@ -70,25 +68,11 @@ def printed(summary: Summary) -> Group:
     ]
     parts.append(Text("Simulated, not measured on a GPU.", style="dim"))
     for grid in tables(summary):
-        parts += [Text(), _drawn(grid)]
+        parts += [Text(), drawn(grid)]
     parts += [
         Padding(Text(f"Note: {note}", style="yellow"), (1, 1, 0, 1)) for note in summary.notes
     ]
     return Group(*parts)
-
-
-def _drawn(grid: Grid) -> Table:
-    table = Table(title=grid.title, caption=grid.caption, title_justify="left", box=box.SIMPLE)
-    table.padding = (0, 1, 0, 0)
-    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-    for place, column in enumerate(grid.columns):
-        side: Literal["right", "left"] = "right" if numeric(grid, place) else "left"
-        words = " ".join((column, *(row[place] for row in grid.rows))).split()
-        longest = max((len(word) for word in words), default=0)  # wrap at blanks, or lose nothing
-        table.add_column(column, justify=side, min_width=longest, overflow="fold")
-    for row in grid.rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a name is no markup
-    return table
 
 
 def _write_page(summary: Summary, path: Path) -> None:

@@ -83,7 +83,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Bundled cost profiles, or files of `mars calibrate`."""
     workloads: Annotated[dict[Name, Workload], Some]
     rhos: Annotated[tuple[Rho, ...], Some]
-    """Arrival rate / the machine's knee (mars.compare.bounds.Bounds.knee_per_s)."""
+    """Arrival rate / the machine's knee (mars.sim.bounds.Bounds.knee_per_s)."""
     policies: Annotated[tuple[str, ...], Some]
     seeds: Annotated[tuple[Seed, ...], Some]
     """Of the sessions and their arrivals: the same for every policy."""

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mars.compare.bounds import bounds, rate_for
 from mars.policy.presets import Scheduling
+from mars.sim.bounds import bounds, rate_for
 from mars.sim.engine import EngineSettings
 from mars.sim.profiles import load_profile
 from mars.sim.run import SimSettings, simulate

@@ -11,7 +11,6 @@ A killed grid goes on where its journal ends. One `mars compare` at a time uses 
 import fcntl
 import hashlib
 import json
-import subprocess
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
-import mars
-from mars.compare.cells import VERSION
+from mars.bench.made_by import made_by
 from mars.compare.row import Row
 from mars.compare.settings import Grid
 from mars.core.errors import InputError
@@ -143,9 +141,8 @@ def _claim(folder: Path, grid: Grid) -> None:
 
 def _resolved(grid: Grid) -> dict[str, Any]:
     """As TOML knows it: without None."""
-    made_by = {"version": VERSION, "commit": _commit()}
     settings: dict[str, Any] = _without_none(json.loads(msgspec.json.encode(grid)))
-    return {"made_by": made_by, "inputs": _digests(grid), **settings}
+    return {"made_by": made_by(), "inputs": _digests(grid), **settings}
 
 
 def _without_none(value: Any) -> Any:
@@ -167,19 +164,6 @@ def _digests(grid: Grid) -> dict[str, str]:
         for path in sorted(paths)
         if path.is_file()
     }
-
-
-def _commit() -> str:
-    """Of the checkout that this code is from, `-dirty` if it was changed; empty: no checkout."""
-    here = Path(mars.__file__)
-    tracked = ("git", "-C", here.parent, "ls-files", "--error-unmatch", here.name)
-    named = ("git", "-C", here.parent, "describe", "--always", "--dirty", "--abbrev=40")
-    try:
-        subprocess.run(tracked, check=True, capture_output=True)
-        done = subprocess.run((*named, "--exclude=*"), check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 # -- the table ------------------------------------------------------------------------------------

@@ -1,11 +1,8 @@
-"""A grid's report as tables: one source for the terminal, the page and the Markdown file.
-
-A line break in a cell is kept by all three.
-"""
+"""A grid's report as tables: one source for the terminal, the page and the Markdown file."""
 
 from collections.abc import Iterator, Sequence
 
-from mars.bench.table import Grid
+from mars.bench.grids import Grid
 from mars.bench.words import bare, listing, percent, ratio
 from mars.compare.claims import Claim
 from mars.compare.findings import WORST
@@ -40,12 +37,6 @@ def means(summary: Summary) -> Iterator[Grid]:
             rows,
             "Geometric mean over seeds. -: not run.",
         )
-
-
-def numeric(grid: Grid, place: int) -> bool:
-    """Whether a column holds figures, which are read best from the right."""
-    cells = [row[place] for row in grid.rows]
-    return bool(cells) and all(cell == "-" or cell[:1].isdigit() for cell in cells)
 
 
 def _claims(summary: Summary) -> Grid:

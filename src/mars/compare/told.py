@@ -19,7 +19,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mars.compare.prices import Prices
 from mars.core import events as ev
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
@@ -28,6 +27,7 @@ from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Policy,
 from mars.policy.presets import Scheduling
 from mars.policy.tool_order import ToolCallView, ToolOrderEvent
 from mars.sim.engine import EngineSettings
+from mars.sim.prices import Prices
 from mars.sim.run import Parts
 from mars.sim.tools import ToolSettings
 from mars.workload.trace import Recorded, Tool

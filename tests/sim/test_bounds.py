@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mars.compare.bounds import bounds, isolated_s, rate_for
-from mars.compare.needs import need_of
-from mars.compare.prices import prices_of
 from mars.core import events as ev
 from mars.policy.presets import PRESETS, Scheduling
+from mars.sim.bounds import bounds, isolated_s, rate_for
 from mars.sim.cost import Cost, Linear
 from mars.sim.engine import EngineSettings
+from mars.sim.needs import need_of
+from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile, profile_names
 from mars.sim.run import Outcome, SimSettings, simulate
 from mars.sim.tools import ToolSettings

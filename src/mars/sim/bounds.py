@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from mars.compare.needs import Need, need_of
-from mars.compare.prices import Prices, prices_of
 from mars.sim.cost import Cost
 from mars.sim.engine import EngineSettings
+from mars.sim.needs import Need, need_of
+from mars.sim.prices import Prices, prices_of
 from mars.sim.tools import ToolSettings
 from mars.workload.trace import Recorded
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from mars.compare.needs import Need
 from mars.sim.cost import Cost
 from mars.sim.engine import EngineSettings
+from mars.sim.needs import Need
 
 
 class Prices(NamedTuple):
