@@ -21,14 +21,17 @@ import msgspec
 from mars.compare.figures import row
 from mars.compare.row import Row
 from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed
+from mars.compare.told import TOLD, Future, told
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
 from mars.sim.bounds import Bounds, bounds, rate_for
 from mars.sim.cost import Cost
 from mars.sim.engine import Count, EngineSettings
+from mars.sim.needs import need_of
+from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile
-from mars.sim.run import SimSettings, simulate
+from mars.sim.run import Parts, SimSettings, simulate
 from mars.sim.tools import ToolSettings
 from mars.workload.make import FromRecords, FromTrace, Workload, make
 from mars.workload.synthetic import Synthetic
@@ -150,8 +153,9 @@ def play(run: Run) -> Played:
     """Deterministic, but for the row's `wall_s`."""
     stage = _stage(msgspec.structs.replace(run, scheduling=Scheduling()))
     settings = SimSettings(scheduling=run.scheduling, engine=stage.engine, tools=stage.tools)
+    parts = _told(stage, run) if run.scheduling.policy == TOLD else None
     started_s = perf_counter()
-    outcome = simulate(stage.sessions, stage.cost, settings)
+    outcome = simulate(stage.sessions, stage.cost, settings, parts=parts)
     wall_s = perf_counter() - started_s
     made = row(
         profile=run.profile,
@@ -195,6 +199,12 @@ def _stage(run: Run) -> _Stage:
         rate_per_s = rate_for(run.rho or 0.0, at_one)
     sessions = _sessions(run, engine, rate_per_s=rate_per_s)
     return _Stage(sessions, cost, engine, tools, rate_per_s, bounds(sessions, cost, engine, tools))
+
+
+def _told(stage: _Stage, run: Run) -> Parts:
+    needs = [need_of(s, stage.cost, stage.engine, stage.tools) for s in stage.sessions]
+    prices = prices_of(needs, stage.cost, stage.engine)
+    return told(Future(stage.sessions, prices, stage.engine, stage.tools), run.scheduling)
 
 
 def _engine(run: Run) -> EngineSettings:

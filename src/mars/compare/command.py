@@ -25,6 +25,7 @@ from mars.compare.report import report_grid
 from mars.compare.row import Row
 from mars.compare.settings import known_policy, load_grid, load_workload
 from mars.compare.speed import PROFILE, RHO, measure_speed
+from mars.compare.told import named
 from mars.config import load_settings
 from mars.core.errors import InputError, ResultError
 from mars.stream.log import LogWriter
@@ -75,7 +76,7 @@ def simulate_command(
             host_gib=host_gib,
             sessions=sessions,
             seed=seed,
-            scheduling=load_settings(None, overrides, name).scheduling,
+            scheduling=named(name, load_settings(None, overrides).scheduling),
         )
         for name in names
     ]

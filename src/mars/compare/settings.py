@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from mars.compare.told import TOLD, named
 from mars.core.errors import InputError
 from mars.policy.presets import PRESETS, Scheduling
 from mars.sim.engine import Count, Seconds
@@ -128,12 +129,13 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return tuple(policy for extra in self.extra for policy in extra.policies or ())
 
     def scheduling_of(self, policy: str) -> Scheduling:
-        return msgspec.structs.replace(self.scheduling.get(policy, Scheduling()), policy=policy)
+        return named(policy, self.scheduling.get(policy, Scheduling()))
 
 
 def known_policy(field: str, policy: str) -> None:
-    if policy not in PRESETS:
-        raise InputError(f"{field}: unknown policy {policy!r}; one of: {', '.join(PRESETS)}")
+    if policy not in (*PRESETS, TOLD):
+        known = ", ".join((*PRESETS, TOLD))
+        raise InputError(f"{field}: unknown policy {policy!r}; one of: {known}")
 
 
 def load_grid(path: Path) -> Grid:

@@ -14,6 +14,7 @@ import msgspec
 from mars.bench.phases import PHASES
 from mars.compare.row import Row
 from mars.compare.stats import Estimate, Verdict, estimate, geometric_mean, paired
+from mars.compare.told import TOLD
 from mars.core.errors import ResultError
 
 REFERENCE: Final = "mars"
@@ -88,16 +89,17 @@ def is_ablation(policy: str) -> bool:
 
 
 def is_baseline(policy: str) -> bool:
-    return policy != REFERENCE and not is_ablation(policy)
+    return policy not in (REFERENCE, TOLD) and not is_ablation(policy)
 
 
 def in_order(policies: Sequence[str]) -> list[str]:
-    """The reference, the paper's baselines, other baselines, as released, ablations."""
+    """Told the future, the reference, the paper's baselines, others, as released, ablations."""
 
-    def place(policy: str) -> tuple[bool, bool, bool, int, str]:
+    def place(policy: str) -> tuple[bool, bool, bool, bool, int, str]:
         rank = PAPER.index(policy) if policy in PAPER else len(PAPER)
         released = policy.endswith("-released")
-        return policy != REFERENCE, is_ablation(policy), released, rank, policy
+        told = policy == TOLD
+        return not told, policy != REFERENCE, is_ablation(policy), released, rank, policy
 
     return sorted(set(policies), key=place)
 

@@ -11,18 +11,20 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 
 from mars.core import events as ev
-from mars.core.admission import Open
+from mars.core.admission import Admission, Open
 from mars.core.control import ControlPlane
 from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.errors import InputError
 from mars.core.ids import CallId
 from mars.core.quotas import Quotas
+from mars.policy.base import Policy
 from mars.policy.presets import Scheduling, build_admission, build_policy, build_tool_order
+from mars.policy.tool_order import ToolOrder
 from mars.sim.agenda import Agenda
 from mars.sim.agents import Agents
 from mars.sim.cost import Cost
@@ -36,6 +38,18 @@ class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engine: EngineSettings
     scheduling: Scheduling = Scheduling()
     tools: ToolSettings = ToolSettings()
+
+
+class Parts(NamedTuple):
+    admission: Admission
+    policy: Policy
+    tool_order: ToolOrder
+
+    @classmethod
+    def of(cls, scheduling: Scheduling) -> "Parts":
+        return cls(
+            build_admission(scheduling), build_policy(scheduling), build_tool_order(scheduling)
+        )
 
 
 _MILESTONES: Final = frozenset({ev.SessionArrived, ev.SessionAdmitted, ev.SessionEnded})
@@ -71,16 +85,25 @@ def simulate(
     spawns: Sequence[Spawn] = (),
     tenants: Mapping[str, str] | None = None,
     micro: bool = False,
+    parts: Parts | None = None,
 ) -> Outcome:
     """Play all sessions to their end.
 
     `agents`: closed loop, so many sessions are open at any time, in order, whatever their
     `arrives_s`; None: each arrives when it says. `spawns`: which of them are started by others, and
     when. `tenants`: whose a session is, by its id. `micro`: step by step, to test the strides.
+    `parts`: instead of those of the scheduling's policy.
     Raises InputError when a session can never fit into the KV, or tenants' calls are limited.
     """
     return Simulation(
-        sessions, cost, settings, agents=agents, spawns=spawns, tenants=tenants, micro=micro
+        sessions,
+        cost,
+        settings,
+        agents=agents,
+        spawns=spawns,
+        tenants=tenants,
+        micro=micro,
+        parts=parts,
     ).run()
 
 
@@ -95,18 +118,17 @@ class Simulation:
         spawns: Sequence[Spawn] = (),
         tenants: Mapping[str, str] | None = None,
         micro: bool = False,
+        parts: Parts | None = None,
     ) -> None:
         if settings.scheduling.tenants.bound_calls:
             raise InputError("the simulator limits no calls: leave `most_calls` of tenants out")
         self._agenda = Agenda()
-        admission = build_admission(settings.scheduling)
+        admission, policy, order = parts or Parts.of(settings.scheduling)
         bounds = msgspec.structs.replace(settings.scheduling.gate, blind_s=inf)
         self._control = ControlPlane(admission, bounds, Quotas(settings.scheduling.tenants))
-        policy = build_policy(settings.scheduling)
         self._steers = not isinstance(admission, Open)
         """Who lets everybody in reads neither samples nor what sessions do."""
         self._engine = SimEngine(settings.engine, policy, cost, samples=self._steers, micro=micro)
-        order = build_tool_order(settings.scheduling)
         self._tools = ToolPool(settings.tools, order, emit=self._tell, at=self._agenda.at)
         self._agents = Agents(
             sessions,
