@@ -37,7 +37,7 @@ $(PROFILE): $(READY)
 	mkdir -p $(RUNS)
 	$(BIN)/mars calibrate --out $@
 
-# Against every kind of baseline, an hour and more: bound by KV, by the cores, by both; below, at and beyond the knee. Goes on where it ended.
+# Against every kind of baseline: bound by KV, by the cores, by both; below, just past and far beyond the knee. Takes long; goes on where it ended.
 LOADS := 0.5 1.5 4
 SUITE := $(foreach load,$(LOADS),$(RUNS)/suite/kv-$(load) $(RUNS)/suite/cores-$(load) $(RUNS)/suite/both-$(load))
 suite: $(SUITE)
