@@ -39,6 +39,10 @@ $(PROFILE): $(READY)
 
 # Against every kind of baseline: bound by KV, by the cores, by both; below, just past and far beyond the knee. Takes long; goes on where it ended.
 LOADS := 0.5 1.5 4
+# At each load several generations of agents: the first of them meets an empty machine.
+SESSIONS_0.5 := 5
+SESSIONS_1.5 := 14
+SESSIONS_4   := 24
 SUITE := $(foreach load,$(LOADS),$(RUNS)/suite/kv-$(load) $(RUNS)/suite/cores-$(load) $(RUNS)/suite/both-$(load))
 suite: $(SUITE)
 	$(BIN)/mars report $(RUNS)/suite --markdown docs/results-engine.md
@@ -46,9 +50,10 @@ suite: $(SUITE)
 $(RUNS)/suite/kv-%:    SIZE = --set tools.share=4 -- --num-gpu-blocks-override 320
 $(RUNS)/suite/cores-%: SIZE = --set tools.share=1
 $(RUNS)/suite/both-%:  SIZE = --set tools.share=1 -- --num-gpu-blocks-override 320
+$(SUITE): LOAD = $(lastword $(subst -, ,$@))
 $(SUITE): $(READY) $(PROFILE)
 	rm -rf $@.part
-	$(REPLAY) --profile $(PROFILE) --load $(lastword $(subst -, ,$@)) --sessions $(if $(findstring -0.5,$@),5,14) --repeat 5 \
+	$(REPLAY) --profile $(PROFILE) --load $(LOAD) --sessions $(SESSIONS_$(LOAD)) --repeat 5 \
 	  --policies fcfs,session_fcfs,continuum-dynamic,thunderagent,mars --out $@.part $(SIZE)
 	mv $@.part $@
 
