@@ -4,7 +4,8 @@ The model computes on the first core that we may use, in the process that schedu
 process of its own, as vLLM has it on CPUs, the scheduler would spin for every step on a core that
 is lent to tools, and both would slow each other down by up to a third. The rest is for tools, API
 and gateway. The KV cache holds 20,480 tokens: five to seven of the bundled sessions, so that a
-dozen agents press.
+dozen agents press. Weights are float32: vLLM would take bfloat16, which a CPU without instructions
+for it (any before AVX-512) emulates, and prompts take seven times as long.
 """
 
 import os
@@ -50,6 +51,7 @@ def tiny_engine() -> tuple[str, tuple[str, ...], dict[str, str]]:
     """Model path, vLLM arguments, vLLM's environment."""
     arguments = (
         "--load-format", "dummy",
+        "--dtype", "float32",
         "--max-model-len", "8192",
         "--block-size", str(BLOCK_TOKENS),
         "--num-gpu-blocks-override", str(KV_BLOCKS),
