@@ -18,6 +18,8 @@ HEAD = {
     "repeat": 2,
     "trace": "coding",
     "tools_factor": 0.3,
+    "vllm_args": ["--num-gpu-blocks-override", "999", "--num-gpu-blocks-override", "320"],
+    "settings": {"tools": {"share": 4}},
 }
 
 
@@ -34,8 +36,9 @@ def test_each_run_has_a_line_in_both_tables(
 ) -> None:
     report_suite(suite, as_json=False, markdown=suite / "all.md")
     lines = (suite / "all.md").read_text().splitlines()
-    assert "| heavy | closed loop, 4 agents | 2 | 2 | 9.00 | 22% | fcfs, 1.65x |" in lines
-    assert "| light | closed loop, 4 agents | 2 | 2 | 9.00 | 22% | one, 1.00x |" in lines
+    alike = "| 320 | 4 | closed loop, 4 agents | 2 | 2 | 9.00 | 22.2 % |"
+    assert f"| heavy {alike} fcfs, 1.65x |" in lines
+    assert f"| light {alike} one, 1.00x |" in lines
     means, p95 = (lines[i:] for i, line in enumerate(lines) if line.startswith("| run | fcfs"))
     assert means[2] == "| heavy | 1.65x<br>(1.50 to 1.80) | - |"
     assert means[3] == "| light | - | 1.00x<br>(1.00 to 1.00) |"

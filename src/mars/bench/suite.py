@@ -12,9 +12,10 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from mars.bench.calibrating import given
 from mars.bench.grids import Grid, as_text, drawn, in_markdown
 from mars.bench.measure import Ratio, Run, Spread, Summary, measure, read_run
-from mars.bench.words import bare, listing, number, ratio
+from mars.bench.words import bare, listing, number, percent, ratio
 from mars.core.errors import InputError, ResultError
 
 
@@ -66,24 +67,35 @@ def grids(members: Sequence[Member]) -> Iterator[Grid]:
     reference = members[0].summary.reference
     yield Grid(
         "Runs",
-        ("run", "load", "sessions", "repetitions", f"{reference} (s)", "noise", "strongest other"),
+        (
+            "run", "KV\nblocks", "leases\na core", "load", "sessions", "repetitions",
+            f"{reference} (s)", "noise", "strongest other",
+        ),
         [
             [
                 member.name,
+                *_machine(member.run),
                 str(member.run.settings["load"]),
                 str(member.summary.sessions_per_round),
                 str(len(member.summary.repeats)),
                 bare(member.summary.policies[reference].mean_s),
-                f"{member.summary.policies[reference].noise_frac:.0%}",
+                percent(member.summary.policies[reference].noise_frac),
                 _strongest(member.summary),
             ]
             for member in members
         ],
         f"Mean session time of {reference}. Noise: (largest - least) / median of the mean over "
-        "repetitions. Strongest: whose mean is the least.",
-    )
+        "repetitions. Strongest: whose mean is the least. Leases a core: `tools.share`.",
+    )  # fmt: skip
     for title, of in _FIGURES.items():
         yield _ratios(title, members, of)
+
+
+def _machine(run: Run) -> tuple[str, str]:
+    """-: not recorded, or vLLM's own choice."""
+    blocks = given(run.settings.get("vllm_args", ()), "--num-gpu-blocks-override")
+    share = run.settings.get("settings", {}).get("tools", {}).get("share")
+    return str(blocks or "-"), str(share or "-")
 
 
 _FIGURES: dict[str, Callable[[Ratio], Spread]] = {

@@ -18,6 +18,13 @@ from mars.cli.options import POSITIVE
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0))
 @click.option("--tool-cores", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option(
+    "--tool-share",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Leases on one core at once (tools.share).",
+)
+@click.option(
     "--host-gib",
     default=0.0,
     show_default=True,

@@ -20,7 +20,7 @@ import msgspec
 
 from mars.compare.figures import row
 from mars.compare.row import Row
-from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed
+from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, Rho, Seed, Share
 from mars.compare.told import TOLD, Future, told
 from mars.core import events as ev
 from mars.core.errors import InputError
@@ -48,6 +48,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rate_per_s: Rate | None = None
     """Instead of `rho`."""
     tool_cores: Cores = 16
+    tool_share: Share = 1
     host_gib: Gib = 0.0
     band: Band = Band()
     engine: Engine = Engine()
@@ -66,8 +67,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         load = f"rho {self.rho:g}" if self.rho is not None else f"{self.rate_per_s:g} per s"
         band = "" if self.band == Band() else f" x{self.band.step:g}, x{self.band.prefill:g}"
         host = f"host {self.host_gib:g} GiB " if self.host_gib else ""
+        shared = f"share {self.tool_share} " if self.tool_share > 1 else ""
         return (
-            f"{self.profile}{band} {self.workload_name} {load} cores {self.tool_cores} "
+            f"{self.profile}{band} {self.workload_name} {load} cores {self.tool_cores} {shared}"
             f"{host}seed {self.seed} {self.scheduling.policy}"
         )
 
@@ -90,11 +92,12 @@ def runs(grid: Grid) -> list[list[Run]]:
 def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
     blocks: tuple[Grid | Extra, ...] = (grid, *grid.extra)
     for block in blocks:
-        for profile, workload, rho, cores, host_gib, band in product(
+        for profile, workload, rho, cores, share, host_gib, band in product(
             block.profiles or grid.profiles,
             block.workloads or grid.workloads,
             block.rhos or grid.rhos,
             block.tool_cores or grid.tool_cores,
+            block.tool_share or grid.tool_share,
             block.host_gib or grid.host_gib,
             block.cost_band or grid.cost_band,
         ):
@@ -104,6 +107,7 @@ def _cells(grid: Grid) -> Iterator[tuple[Run, tuple[str, ...]]]:
                 workload=grid.workloads[workload],
                 rho=rho,
                 tool_cores=cores,
+                tool_share=share,
                 host_gib=host_gib,
                 band=band,
                 engine=grid.engine,
@@ -191,7 +195,7 @@ def _stage(run: Run) -> _Stage:
     profile = load_profile(run.profile)
     cost = profile.cost(run.band.step, run.band.prefill)
     engine = _engine(run)
-    tools = ToolSettings(cores=run.tool_cores)
+    tools = ToolSettings(cores=run.tool_cores, share=run.tool_share)
     rate_per_s = run.rate_per_s
     if rate_per_s is None:
         # The rate bounds are of the work alone: sessions that come at any rate have the same.

@@ -51,6 +51,7 @@ def simulate_command(
     rate: float | None,
     seed: int,
     tool_cores: int,
+    tool_share: int,
     host_gib: float,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -73,6 +74,7 @@ def simulate_command(
             rho=_RHO if rate is None and rho is None else rho,
             rate_per_s=rate,
             tool_cores=tool_cores,
+            tool_share=tool_share,
             host_gib=host_gib,
             sessions=sessions,
             seed=seed,
@@ -177,6 +179,7 @@ def _figures(rows: Sequence[Row]) -> Table:
     table = Table(
         title=f"{one.workload} on {one.profile}: {one.sessions} sessions, "
         f"{_per_min(one.rate_per_s)} per min (rho {one.rho:.2f}), {one.tool_cores} tool cores, "
+        f"{f'{one.tool_share} leases on each, ' if one.tool_share > 1 else ''}"
         f"{f'{one.host_gib:g} GiB of host memory, ' if one.host_gib else ''}seed {one.seed}",
         caption="Bounds: no schedule has a lower mean, or carries more sessions for long. Rho 1: "
         "the least of what GPU, cores and (if all KV is kept) memory carry.",

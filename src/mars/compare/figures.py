@@ -38,6 +38,7 @@ def row(
         workload=workload,
         rho=rho,
         tool_cores=tools.cores,
+        tool_share=tools.share,
         step_factor=step_factor,
         prefill_factor=prefill_factor,
         host_gib=host_gib,

@@ -21,6 +21,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     prefill_factor: float
     host_gib: float = 0.0
     """Host memory behind the KV."""
+    tool_share: int = 1
+    """Leases that may be on one core at once."""
     # the run
     policy: str
     seed: int
@@ -95,4 +97,5 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             self.step_factor,
             self.prefill_factor,
             self.host_gib,
+            self.tool_share,
         )

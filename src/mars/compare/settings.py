@@ -36,6 +36,7 @@ Rho = Annotated[float, Meta(gt=0.0, le=100.0)]
 Rate = Annotated[float, Meta(gt=0.0, le=1e6)]
 Gib = Annotated[float, Meta(ge=0.0, le=1e5)]
 Cores = Annotated[int, Meta(ge=1, le=4096)]
+Share = Annotated[int, Meta(ge=1, le=64)]
 Seed = Annotated[int, Meta(ge=0)]
 Some = Meta(min_length=1)
 
@@ -71,6 +72,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workloads: Annotated[tuple[str, ...], Some] | None = None
     rhos: Annotated[tuple[Rho, ...], Some] | None = None
     tool_cores: Annotated[tuple[Cores, ...], Some] | None = None
+    tool_share: Annotated[tuple[Share, ...], Some] | None = None
     host_gib: Annotated[tuple[Gib, ...], Some] | None = None
     cost_band: Annotated[tuple[Band, ...], Some] | None = None
     policies: Annotated[tuple[str, ...], Some] | None = None
@@ -91,6 +93,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Per run. 200: the least that the evaluation plan allows."""
     tool_cores: Annotated[tuple[Cores, ...], Some] = (16,)
     """16: the plan's, unless said."""
+    tool_share: Annotated[tuple[Share, ...], Some] = (1,)
+    """Leases that may be on one core at once, for every policy alike (`tools.share`)."""
     host_gib: Annotated[tuple[Gib, ...], Some] = (0.0,)
     """Host memory behind the KV, for every policy alike (vLLM's --kv-offloading-size)."""
     cost_band: Annotated[tuple[Band, ...], Some] = (Band(),)
@@ -117,6 +121,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "policies",
             "seeds",
             "tool_cores",
+            "tool_share",
             "host_gib",
             "cost_band",
         ):

@@ -55,6 +55,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     step_factor: float
     prefill_factor: float
     host_gib: float
+    tool_share: int
     isolated_mean_s: float
     clairvoyant_mean_s: float
     policies: dict[str, InCell]
@@ -67,7 +68,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scene(self) -> str:
-        return f"{self.machine}, {self.workload}, {self.tool_cores} tool cores"
+        shared = f", {self.tool_share} leases on each" if self.tool_share > 1 else ""
+        return f"{self.machine}, {self.workload}, {self.tool_cores} tool cores{shared}"
 
     @property
     def machine(self) -> str:
@@ -144,6 +146,7 @@ def _cell(runs: Mapping[str, _Runs]) -> Cell:
         step_factor=first.step_factor,
         prefill_factor=first.prefill_factor,
         host_gib=first.host_gib,
+        tool_share=first.tool_share,
         isolated_mean_s=_over(one_of_each_seed, "isolated_mean_s"),
         clairvoyant_mean_s=_over(one_of_each_seed, "clairvoyant_mean_s"),
         policies=policies,
