@@ -30,14 +30,14 @@ PROFILE = $(RUNS)/profile.json
 
 demo: $(READY) $(PROFILE)
 	rm -rf $(RUNS)/demo $(RUNS)/demo-light
-	$(REPLAY) --profile $(PROFILE) --load 4 --repeat 3 --set tools.share=4 --out $(RUNS)/demo
-	$(REPLAY) --profile $(PROFILE) --load 0.5 --sessions 6 --repeat 3 --set tools.share=4 --out $(RUNS)/demo-light
+	$(REPLAY) --profile $(PROFILE) --load 4 --repeat 3 --out $(RUNS)/demo
+	$(REPLAY) --profile $(PROFILE) --load 0.5 --sessions 6 --repeat 3 --out $(RUNS)/demo-light
 
 $(PROFILE): $(READY)
 	mkdir -p $(RUNS)
 	$(BIN)/mars calibrate --out $@
 
-# Against every kind of baseline: bound by KV, by the cores, by both; below, just past and far beyond the knee. Takes long; goes on where it ended.
+# Against every kind of baseline: bound by KV, by the cores (each lent once at a time), by both; below, just past and far beyond the knee. Takes long; goes on where it ended.
 LOADS := 0.5 1.5 4
 # At each load several generations of agents: the first of them meets an empty machine.
 SESSIONS_0.5 := 5
@@ -47,7 +47,7 @@ SUITE := $(foreach load,$(LOADS),$(RUNS)/suite/kv-$(load) $(RUNS)/suite/cores-$(
 suite: $(SUITE)
 	$(BIN)/mars report $(RUNS)/suite --markdown docs/results-engine.md
 
-$(RUNS)/suite/kv-%:    SIZE = --set tools.share=4 -- --num-gpu-blocks-override 320
+$(RUNS)/suite/kv-%:    SIZE = -- --num-gpu-blocks-override 320
 $(RUNS)/suite/cores-%: SIZE = --set tools.share=1
 $(RUNS)/suite/both-%:  SIZE = --set tools.share=1 -- --num-gpu-blocks-override 320
 $(SUITE): LOAD = $(lastword $(subst -, ,$@))

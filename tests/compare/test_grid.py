@@ -134,10 +134,10 @@ def test_what_a_cell_says_reaches_its_run() -> None:
     few = play(msgspec.structs.replace(RUN, tool_cores=8)).row
     assert few.cpu_bound_per_s == pytest.approx((row.cpu_bound_per_s or 0.0) / 2)
     assert few.tool_cores == 8
-    shared = play(msgspec.structs.replace(RUN, tool_share=2)).row
-    assert shared.tool_share == 2
-    assert (shared.cpu_bound_per_s or 0.0) > (row.cpu_bound_per_s or 0.0)
-    assert shared.cell != row.cell
+    alone = play(msgspec.structs.replace(RUN, tool_share=1)).row
+    assert alone.tool_share == 1
+    assert (alone.cpu_bound_per_s or 0.0) < (row.cpu_bound_per_s or 0.0)
+    assert alone.cell != row.cell
     assert (row.host_gib, row.loaded_frac) == (0.0, 0.0)
     swe = Synthetic(session_class="swe")
     crowd = msgspec.structs.replace(RUN, workload=swe, sessions=20, rho=2.0, host_gib=64.0)

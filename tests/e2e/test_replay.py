@@ -24,7 +24,7 @@ def test_a_replay_ends_in_a_table_a_page_and_figures_for_programs(tmp_path: Path
     ran = mars(
         "replay", "coding", "--policies", "fcfs,mars", "--sessions", "3",
         "--load", "1", "--profile", "tiny-cpu", "--tools-factor", "0.5", "--repeat", "2",
-        "--set", "tools.share=4", "--out", "run", cwd=tmp_path,
+        "--out", "run", cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert (tmp_path / "run" / "report.html").stat().st_size > 0

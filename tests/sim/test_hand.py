@@ -114,16 +114,16 @@ def burn(run_s: float, cpu_s: float, cores: int = 1, memory_bytes: int = 0) -> T
     ("tools", "given", "expected"),
     [
         # one after the other on one core
-        (ToolSettings(cores=1), [burn(2.0, 2.0), burn(1.0, 1.0)], [2.0, 3.0]),
+        (ToolSettings(cores=1, share=1), [burn(2.0, 2.0), burn(1.0, 1.0)], [2.0, 3.0]),
         # both on one core, one also sleeps: 1 s each at half speed; then the rest alone
         (ToolSettings(cores=1, share=2), [burn(2.0, 2.0), burn(1.0, 1.0)], [2.0, 3.0]),
         (ToolSettings(cores=1, share=2), [burn(5.0, 1.0), burn(1.0, 1.0)], [2.0, 5.0]),
         # two cores halve the CPU seconds, not the sleep
-        (ToolSettings(cores=2), [burn(1.0, 4.0, cores=2)], [2.0]),
+        (ToolSettings(cores=2, share=1), [burn(1.0, 4.0, cores=2)], [2.0]),
         # memory is a second limit
         (ToolSettings(cores=4, memory_bytes=9), [burn(2.0, 0.0, 1, 5)] * 2, [2.0, 4.0]),
         # a start takes its time, and holds the core
-        (ToolSettings(cores=1, start_s=0.5), [burn(1.0, 0.2), burn(1.0, 1.0)], [1.5, 3.0]),
+        (ToolSettings(cores=1, share=1, start_s=0.5), [burn(1.0, 0.2), burn(1.0, 1.0)], [1.5, 3.0]),
         (ToolSettings(cores=1, share=2, start_s=0.5), [burn(1.0, 1.0)] * 2, [3.0, 3.0]),
     ],
 )

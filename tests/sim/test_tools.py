@@ -17,7 +17,7 @@ from mars.workload.trace import Tool
 def waits(order: ToolOrder, tools: list[tuple[float, Tool]], cores: int) -> dict[str, list[float]]:
     """Seconds that each call waited for its cores, in order of asking, by tool."""
     agenda, facts = Agenda(), list[ev.Event]()
-    pool = ToolPool(ToolSettings(cores=cores), order, emit=facts.append, at=agenda.at)
+    pool = ToolPool(ToolSettings(cores=cores, share=1), order, emit=facts.append, at=agenda.at)
     waited: dict[str, list[float]] = {tool.name: [] for _, tool in tools}
     for number, (at_s, tool) in enumerate(tools):
         name = str(number)
@@ -71,7 +71,7 @@ def test_nobody_is_passed_for_ever() -> None:
 def test_among_equals_the_older_session_goes_first() -> None:
     agenda, facts = Agenda(), list[ev.Event]()
     order = ShortestFirst(ToolOrderSettings(patience_s=1e6, tool_samples=1))
-    pool = ToolPool(ToolSettings(cores=1), order, emit=facts.append, at=agenda.at)
+    pool = ToolPool(ToolSettings(cores=1, share=1), order, emit=facts.append, at=agenda.at)
     for at_s, session in ((0.0, "old"), (1.0, "young")):
         pool.hear(ev.SessionArrived(at_s=at_s, session_id=SessionId(session)))
     tool = Tool(name="t", run_s=1.0)

@@ -129,11 +129,11 @@ def groups_left() -> list[Path]:
 async def serving(
     order: ToolOrder | None = None, *, outlasting: bool = False, **settings: object
 ) -> AsyncIterator[Rig]:
-    """Yields a server that lends core 0, unless `settings` says otherwise; None: `Fifo`.
+    """Yields a server that lends core 0, once at a time, unless `settings` says else; None: `Fifo`.
 
     `outlasting`: a lease may last longer than its call, as those of shells do.
     """
-    known: dict[str, object] = {"cores": (0,), "grace_s": 0.5}
+    known: dict[str, object] = {"cores": (0,), "share": 1, "grace_s": 0.5}
     lent = ToolSettings(**(known | settings))  # type: ignore[arg-type]
     events: list[Event] = []
     app = build_app(lent, TOKEN, events.append, order or Fifo())

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mars.cli.options import POSITIVE
+from mars.core.leases import LEASES_A_CORE
 
 
 @click.command()
@@ -19,7 +20,7 @@ from mars.cli.options import POSITIVE
 @click.option("--tool-cores", default=16, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--tool-share",
-    default=1,
+    default=LEASES_A_CORE,
     show_default=True,
     type=click.IntRange(1, 64),
     help="Leases on one core at once (tools.share).",

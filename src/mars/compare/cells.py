@@ -24,6 +24,7 @@ from mars.compare.settings import Band, Cores, Engine, Extra, Gib, Grid, Rate, R
 from mars.compare.told import TOLD, Future, told
 from mars.core import events as ev
 from mars.core.errors import InputError
+from mars.core.leases import LEASES_A_CORE
 from mars.policy.presets import Scheduling
 from mars.sim.bounds import Bounds, bounds, rate_for
 from mars.sim.cost import Cost
@@ -48,7 +49,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rate_per_s: Rate | None = None
     """Instead of `rho`."""
     tool_cores: Cores = 16
-    tool_share: Share = 1
+    tool_share: Share = LEASES_A_CORE
     host_gib: Gib = 0.0
     band: Band = Band()
     engine: Engine = Engine()
@@ -67,7 +68,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         load = f"rho {self.rho:g}" if self.rho is not None else f"{self.rate_per_s:g} per s"
         band = "" if self.band == Band() else f" x{self.band.step:g}, x{self.band.prefill:g}"
         host = f"host {self.host_gib:g} GiB " if self.host_gib else ""
-        shared = f"share {self.tool_share} " if self.tool_share > 1 else ""
+        shared = f"share {self.tool_share} " if self.tool_share != LEASES_A_CORE else ""
         return (
             f"{self.profile}{band} {self.workload_name} {load} cores {self.tool_cores} {shared}"
             f"{host}seed {self.seed} {self.scheduling.policy}"

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mars.bench.words import bare, count, percent
+from mars.bench.words import bare, count, number, percent
 from mars.compare.cells import Played, Run, check, play, runs
 from mars.compare.report import report_grid
 from mars.compare.row import Row
@@ -179,7 +179,7 @@ def _figures(rows: Sequence[Row]) -> Table:
     table = Table(
         title=f"{one.workload} on {one.profile}: {one.sessions} sessions, "
         f"{_per_min(one.rate_per_s)} per min (rho {one.rho:.2f}), {one.tool_cores} tool cores, "
-        f"{f'{one.tool_share} leases on each, ' if one.tool_share > 1 else ''}"
+        f"{number(one.tool_share, 'lease')} on each, "
         f"{f'{one.host_gib:g} GiB of host memory, ' if one.host_gib else ''}seed {one.seed}",
         caption="Bounds: no schedule has a lower mean, or carries more sessions for long. Rho 1: "
         "the least of what GPU, cores and (if all KV is kept) memory carry.",

@@ -22,7 +22,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     host_gib: float = 0.0
     """Host memory behind the KV."""
     tool_share: int = 1
-    """Leases that may be on one core at once."""
+    """Leases that may be on one core at once: 1 in rows that do not say."""
     # the run
     policy: str
     seed: int

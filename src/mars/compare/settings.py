@@ -26,6 +26,7 @@ from msgspec import Meta
 
 from mars.compare.told import TOLD, named
 from mars.core.errors import InputError
+from mars.core.leases import LEASES_A_CORE
 from mars.policy.presets import PRESETS, Scheduling
 from mars.sim.engine import Count, Seconds
 from mars.workload.make import Workload
@@ -93,7 +94,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Per run. 200: the least that the evaluation plan allows."""
     tool_cores: Annotated[tuple[Cores, ...], Some] = (16,)
     """16: the plan's, unless said."""
-    tool_share: Annotated[tuple[Share, ...], Some] = (1,)
+    tool_share: Annotated[tuple[Share, ...], Some] = (LEASES_A_CORE,)
     """Leases that may be on one core at once, for every policy alike (`tools.share`)."""
     host_gib: Annotated[tuple[Gib, ...], Some] = (0.0,)
     """Host memory behind the KV, for every policy alike (vLLM's --kv-offloading-size)."""

@@ -68,8 +68,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scene(self) -> str:
-        shared = f", {self.tool_share} leases on each" if self.tool_share > 1 else ""
-        return f"{self.machine}, {self.workload}, {self.tool_cores} tool cores{shared}"
+        return f"{self.machine}, {self.workload}, {self.cores} tool cores"
+
+    @property
+    def cores(self) -> str:
+        """As in "4 x 2": two leases at a time on each of four."""
+        return f"{self.tool_cores}" + (f" x {self.tool_share}" if self.tool_share > 1 else "")
 
     @property
     def machine(self) -> str:

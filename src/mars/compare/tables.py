@@ -75,8 +75,8 @@ def _verdicts(cells: Sequence[Cell]) -> Iterator[Grid]:
             "seeds the least and the largest; of 5 it holds the truth about 5 times in 6). "
             f"Verdict for {REFERENCE} against the strongest of all: even when 1 is in the "
             f"interval. The paper's: {', '.join(PAPER)}. Alone: a session with the machine to "
-            "itself; oracle: shortest remaining work first, lengths known. Cores: each takes one "
-            "lease at a time, or as many as said.",
+            "itself; oracle: shortest remaining work first, lengths known. Cores: 4 x 2 take two "
+            "leases at a time on each of four.",
         )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _verdict(cell: Cell) -> list[str]:
     return [
         cell.workload,
         f"{cell.rho:g}",
-        f"{cell.tool_cores}" + (f", {cell.tool_share} each" if cell.tool_share > 1 else ""),
+        cell.cores,
         bare(cell.isolated_mean_s),
         bare(cell.clairvoyant_mean_s),
         _mean(cell, REFERENCE),

@@ -10,10 +10,15 @@ fit is not overtaken by those behind it, so a call for many cores is not starved
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from mars.core.decisions import Grant
 from mars.core.errors import InputError
 from mars.core.ids import ToolId
+
+LEASES_A_CORE: Final = 8
+"""`share` where nobody says. Commands of agents mostly wait: cores that take one lease at a time
+stand idle while others queue for them. More than eight bring nothing (docs/adr/0022)."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from msgspec import Meta
 from mars.core import events as ev
 from mars.core.decisions import Grant
 from mars.core.ids import SessionId, ToolId
-from mars.core.leases import LeaseBook
+from mars.core.leases import LEASES_A_CORE, LeaseBook
 from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.workload.trace import Tool
 
@@ -26,7 +26,7 @@ _WAIT_ALPHA: Final = 0.2
 
 class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cores: Annotated[int, Meta(ge=1)] = 16
-    share: Annotated[int, Meta(ge=1, le=64)] = 1
+    share: Annotated[int, Meta(ge=1, le=64)] = LEASES_A_CORE
     """Leases that may be on one core at once."""
     memory_bytes: Annotated[int, Meta(ge=1)] | None = None
     """For all commands together; None: not limited."""
