@@ -22,7 +22,7 @@ COST = Linear(step_s=0.01, prefill_token_s=1e-4, decode_call_s=1e-3, context_tok
 def _played(
     recorded: list[Recorded], policy: str = "fcfs", *, kv_blocks: int = 600, cores: int = 2
 ) -> tuple[Row, Outcome]:
-    engine, tools = EngineSettings(kv_blocks=kv_blocks), ToolSettings(cores=cores)
+    engine, tools = EngineSettings(kv_blocks=kv_blocks), ToolSettings(cores=cores, share=1)
     scheduling = Scheduling(policy=policy)
     outcome = simulate(
         recorded, COST, SimSettings(scheduling=scheduling, engine=engine, tools=tools)

@@ -49,6 +49,7 @@ def crowded(policy: str, workload: str, cores: int) -> Run:
         workload=Synthetic(session_class=workload),
         rho=1.2,
         tool_cores=cores,
+        tool_share=1,
         sessions=60,
         seed=101,
         scheduling=named(policy, Scheduling()),
