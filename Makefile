@@ -39,7 +39,7 @@ $(PROFILE): $(READY)
 
 # Against every kind of baseline: bound by KV, by the cores (each lent once at a time), by both; below, just past and far beyond the knee. Takes long; goes on where it ended.
 LOADS := 0.5 1.5 4
-# At each load several generations of agents: the first of them meets an empty machine.
+# More sessions than agents at each load: those that come first meet an empty machine.
 SESSIONS_0.5 := 5
 SESSIONS_1.5 := 14
 SESSIONS_4   := 24
