@@ -162,7 +162,12 @@ def test_an_empty_context_is_not_kept(stage: IdleStage) -> None:
     assert keeping().hold(idle(stage=stage, context_tokens=0)).keep_s == 0.0
 
 
-def test_no_waiting_call_ever_takes_held_memory() -> None:
+@pytest.mark.parametrize("stage", get_args(IdleStage))
+def test_an_idle_engine_spares_it_for_what_it_costs_to_have_again(stage: IdleStage) -> None:
+    assert keeping({"sh": [0.1] * 9}).hold(idle(stage=stage, refill_s=3.0)).spared_s == 3.0
+
+
+def test_no_waiting_call_ever_takes_held_memory_while_others_run() -> None:
     view = CallView(CallId("c"), S, queued_s=0.0, session_arrived_s=0.0)
     assert keeping().takes_held_at_s(view) == inf
 

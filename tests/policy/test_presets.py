@@ -52,6 +52,7 @@ ROWS = {
     "mars-aimd": (Window, LeastLeftFirst, WorthKeeping, ShortestFirst),
     "mars-no-order": (Residency, Fcfs, WorthKeeping, ShortestFirst),
     "mars-no-hold": (Residency, LeastLeftFirst, KeepNothing, ShortestFirst),
+    "mars-no-idling": (Residency, LeastLeftFirst, WorthKeeping, ShortestFirst),
     "mars-no-tool-order": (Residency, LeastLeftFirst, WorthKeeping, Fifo),
     "mars-no-host": (Residency, LeastLeftFirst, ComputedAgain, ShortestFirst),
 }

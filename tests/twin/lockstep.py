@@ -8,7 +8,6 @@ the reasons that they give for what they did with memory.
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from mars.sim.call import Batch, Call
 from mars.sim.engine import EngineSettings
 from mars.sim.groups import make_batcher
 from mars.sim.kv import Chain, Prefix
+from mars.sim.strides import Strides
 from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, answer, random_prompt
 from mars.vllm_plugin.scheduler import MarsScheduler
 
@@ -168,12 +168,12 @@ class Simulated:
     """The same, of the simulator."""
 
     def __init__(self, scheduling: Scheduling, engine: EngineSettings) -> None:
-        self.rate = PrefillRate()
+        self.rate, policy = PrefillRate(), build_policy(scheduling)
         self.batcher = make_batcher(
             blocks=engine.kv_blocks,
             block_tokens=engine.block_tokens,
             window_tokens=engine.window_tokens,
-            policy=build_policy(scheduling),
+            policy=policy,
             rate=self.rate,
             step_tokens=STEP_TOKENS,
             most_calls=MOST_CALLS,
@@ -184,6 +184,7 @@ class Simulated:
             emit=self._hear,
         )
         self.pool = self.batcher.pool
+        self.strides = Strides(self.batcher, policy)
         self.left: list[ev.CallServed] = []
         self.reasons = Reasons()
 
@@ -266,12 +267,17 @@ class Twin:
                 in_flight.append((output, answers, batch, now_s))
             if in_flight and (len(in_flight) > self.lag or not output.num_scheduled_tokens):
                 self._update(*in_flight.popleft())
-            elif not in_flight and (load_s := self.sim.batcher.next_load_s(now_s)) < inf:
-                self.clock.now_s = load_s
+            elif not in_flight:
+                self.clock.now_s = self._next_s(now_s)
                 self.real.update(output, answers)  # a step of vLLM without a token
             self.steps += 1
             assert self.steps < MOST_STEPS, "livelock"
         assert self.sim.batcher.is_idle
+
+    def _next_s(self, now_s: float) -> float:
+        """When something next happens in an engine in which nothing runs, though calls wait."""
+        told_s = (at_s for facts in self.tools.values() for at_s, _ in facts[:1])
+        return min([self.sim.strides.next_try_s(now_s), *self.due.values(), *told_s])
 
     def _come(self, now_s: float) -> None:
         for session_id in sorted(s for s, at_s in self.due.items() if at_s <= now_s):

@@ -14,7 +14,9 @@ MARS = {"scheduling": {"policy": "mars"}}
 
 def finish(engine: BareEngine, steps: int = 3000) -> None:
     while engine.scheduler.has_unfinished_requests():
-        engine.step()
+        output, _ = engine.step()
+        if not output.total_num_scheduled_tokens:  # it idles, before it gives up what it holds
+            engine.scheduler._clock.now_s += 0.01
         steps -= 1
         assert steps > 0, "livelock"
 
@@ -130,6 +132,36 @@ def test_no_cold_call_takes_held_memory_while_anything_runs(engines: Engines) ->
     engine.step()
     assert released(engines) == ["expired"]
     assert "cold" in [r.request_id for r in engine.scheduler.running]
+
+
+def test_an_engine_in_which_nothing_runs_idles_before_it_gives_up_a_hold(engines: Engines) -> None:
+    engine = engines(blocks=200, mars=MARS)
+    turn(engine, "a", random_prompt(1, 1500))  # worth 0.3 s: 1,504 tokens at 5,000 a second
+    cold = random_prompt(3, 2000)
+    for number, aborted in enumerate((True, False)):
+        engine.add(f"cold{number}", cold, 2, "c")
+        for _ in range(29):
+            output, _ = engine.step()
+            assert not output.total_num_scheduled_tokens
+            engines.clock.now_s += 0.01
+        if aborted:  # and it idles anew for the next one
+            engine.scheduler.finish_requests("cold0", RequestStatus.FINISHED_ABORTED)
+    assert released(engines) == []
+    engines.clock.now_s += 0.02
+    engine.step()
+    assert released(engines) == ["pressure"]
+    assert "cold1" in [r.request_id for r in engine.scheduler.running]
+
+
+def test_who_is_back_while_the_engine_idles_finds_what_was_held(engines: Engines) -> None:
+    engine = engines(blocks=200, mars=MARS)
+    context = turn(engine, "a", random_prompt(1, 1500))
+    engine.add("cold", random_prompt(3, 2000), 2, "c")
+    engine.step()
+    engines.clock.now_s += 0.2
+    turn(engine, "a", [*context, *random_prompt(4, 20)])
+    assert cached(engines, "a") == 1504
+    assert released(engines)[0] == "returned"
 
 
 def test_a_hold_is_asked_again_when_the_tool_starts_and_ends(engines: Engines) -> None:

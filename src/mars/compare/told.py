@@ -179,7 +179,12 @@ class KeepIfItPays:
         if idle.stage != "tool ended" and self._price * share * gap_s >= idle.refill_s:
             return Hold(keep_s=0.0, why=f"the gap will be {gap_s:.1f} s")
         why = f"the gap will be {gap_s:.1f} s, to save {idle.refill_s:.1f} s"
-        return Hold(keep_s=gap_s + _LATE_S, value=-idle.session_arrived_s, why=why)
+        return Hold(
+            keep_s=gap_s + _LATE_S,
+            value=-idle.session_arrived_s,
+            spared_s=idle.refill_s,
+            why=why,
+        )
 
     def takes_held_at_s(self, call: CallView) -> float:
         del call

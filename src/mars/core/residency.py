@@ -52,7 +52,7 @@ _Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.Kv
 
 
 class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    overcommit: Annotated[float, Meta(gt=0.0)] = 1.2
+    overcommit: Annotated[float, Meta(gt=0.0)] = 1.5
     """What active sessions may occupy together, over the KV capacity."""
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,

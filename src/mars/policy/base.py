@@ -96,6 +96,9 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Keep this KV for so long from now on; 0 lets it go."""
     value: float = 0.0
     """Under pressure the least value goes first."""
+    spared_s: float = 0.0
+    """An engine in which nothing runs leaves its calls waiting for so long before one of them takes
+    this KV; 0: it takes it at once."""
     why: str = ""
 
 
@@ -132,7 +135,9 @@ class Retention(Protocol):
     def hold(self, idle: IdleView) -> Hold: ...
 
     def takes_held_at_s(self, call: CallView) -> float:
-        """From when on this waiting call may take memory that is held for idle sessions."""
+        """From when on this waiting call may take memory that is held for idle sessions, while
+        others run (while nobody does: `Hold.spared_s`).
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,13 @@
 
 The engine lends its memory as a `Kept`; when to keep, for how long and what goes first under
 pressure is asked of the policy's retention, again whenever a tool starts or ends.
+
+A waiting call for which there is no room may take what is held from `opens_at_s` on:
+
+    its own session's   at once
+    while others run    when the retention says
+    while nobody runs   after the engine has idled as long as the hold that goes first is worth:
+                        its session may be back by then, and find it
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +19,7 @@ from typing import Literal, Protocol
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.ids import SessionId, ToolId
-from mars.policy.base import Hold, IdleStage, IdleView, Retention
+from mars.policy.base import CallView, Hold, IdleStage, IdleView, Retention
 
 Why = Literal["returned", "expired", "pressure", "tool", "ended", "replaced", "reset"]
 
@@ -47,8 +54,12 @@ class _Held:
     kept: Kept
     arrived_s: float
     since_s: float
-    until_s: float
-    value: float
+    until_s: float = 0.0
+    value: float = 0.0
+    spared_s: float = 0.0
+
+    def renew(self, hold: Hold, now_s: float) -> None:
+        self.until_s, self.value, self.spared_s = now_s + hold.keep_s, hold.value, hold.spared_s
 
 
 class Holds:
@@ -70,6 +81,9 @@ class Holds:
         self._held: dict[SessionId, _Held] = {}
         self._tools: dict[SessionId, set[ToolId]] = {}
         self._due_s = inf
+        self._idles_since_s: float | None = None
+        """When a waiting call first found no room while nothing ran; None: no call has since the
+        last one left."""
         self.blocks = 0
         """Blocks under a hold, each counted once per hold."""
 
@@ -91,7 +105,7 @@ class Holds:
         """
         if session_id in self._held:
             self.release(session_id, now_s, "replaced")
-        held = _Held(kept, arrived_s, now_s, now_s, 0.0)
+        held = _Held(kept, arrived_s, now_s)
         others_tokens = self._running_tokens() - own_tokens
         hold = self._ask(session_id, held, "left", "", others_tokens=others_tokens, now_s=now_s)
         if hold.keep_s <= 0.0:
@@ -99,7 +113,7 @@ class Holds:
             return False
         kept.keep()
         self.blocks += kept.blocks
-        held.until_s, held.value = now_s + hold.keep_s, hold.value
+        held.renew(hold, now_s)
         self._held[session_id] = held
         self._due_s = min(self._due_s, held.until_s)
         self._emit(
@@ -150,14 +164,33 @@ class Holds:
             return self._due_s
         return min((h.until_s for h in self._held.values() if h.until_s > now_s), default=inf)
 
+    def opens_at_s(self, call: CallView, now_s: float, *, idle: bool) -> float:
+        """From when on a waiting call without room may take what is held, of which there is some;
+        not after `now_s`: at once. `idle`: nothing runs.
+        """
+        if call.session_id in self._held:
+            return now_s
+        if not idle:
+            return self._retention.takes_held_at_s(call)
+        if self._idles_since_s is None:
+            self._idles_since_s = now_s
+        return self._idles_since_s + self._held[self._least(call.session_id)].spared_s
+
+    def call_left(self) -> None:
+        """A call has left the engine, whichever: what idles from now on idles anew."""
+        self._idles_since_s = None
+
     def release_least(self, besides: SessionId, now_s: float) -> bool:
         """Under pressure: the hold worth least goes, the asking session's own last of all."""
         if not self._held:
             return False
-        # rounded: what is worth the same must not be told apart by the last bit of a clock
-        least = min(self._held, key=lambda s: (s == besides, round(self._held[s].value, 6), s))
-        self.release(least, now_s, "pressure", because=f"session {besides} needed the room")
+        because = f"session {besides} needed the room"
+        self.release(self._least(besides), now_s, "pressure", because=because)
         return True
+
+    def _least(self, besides: SessionId) -> SessionId:
+        # rounded: what is worth the same must not be told apart by the last bit of a clock
+        return min(self._held, key=lambda s: (s == besides, round(self._held[s].value, 6), s))
 
     def release_all(self, now_s: float, why: Why) -> None:
         for session_id in list(self._held):
@@ -201,7 +234,7 @@ class Holds:
         if hold.keep_s <= 0.0:
             self.release(event.session_id, now_s, "tool", because=hold.why)
             return
-        held.until_s, held.value = now_s + hold.keep_s, hold.value
+        held.renew(hold, now_s)
         self._due_s = min(self._due_s, held.until_s)
 
     def _ask(

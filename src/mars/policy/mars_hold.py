@@ -13,7 +13,13 @@ computed, and holds up every decode of its batch.
 
 What is kept is kept: no waiting call may take it (`takes_held_at_s` is never), because a session
 that is robbed robs the next one. It goes when its time is over, when a running call needs the room
-(the youngest session's first), or when nothing else would run.
+(the youngest session's first), or when nothing has run for too long.
+
+While nothing runs and a call waits, the engine idles or gives up a hold. Idling costs a second a
+second, giving up costs `refill_s` of work when that session is back: so it idles for `spares` times
+`refill_s`, which is ski rental again. Sessions that only share the machine with a few others are
+often all in short tools at once; an engine that never idled would then have each of them compute
+its context again.
 """
 
 from math import inf
@@ -45,6 +51,9 @@ class WorthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Kept for so long until then (Continuum's static time to live)."""
     return_s: Annotated[float, Meta(gt=0.0)] = 2.0
     """After its tool has ended a session is expected back within this time."""
+    spares: Annotated[float, Meta(ge=0.0)] = 1.0
+    """Times what a context costs to have again: for so long an engine in which nothing runs leaves
+    it alone, though calls wait. From 0.25 to 1 all are alike (docs/adr/0023)."""
 
 
 class WorthKeeping:
@@ -91,22 +100,23 @@ class WorthKeeping:
     def hold(self, idle: IdleView) -> Hold:
         if idle.context_tokens <= 0:
             return Hold(keep_s=0.0, why="nothing to keep")
-        value = -idle.session_arrived_s
         if idle.stage == "tool ended":
-            return Hold(keep_s=self._set.return_s, value=value, why="its tool has ended")
+            return self._keep(idle, self._set.return_s, "its tool has ended")
         own = self._tools.get(idle.tool)
         seen = own if own is not None and len(own) >= self._set.samples else self._gaps
         if len(seen) < self._set.samples:
-            return Hold(
-                keep_s=self._set.first_s, value=value, why="too little is known of its tool"
-            )
+            return self._keep(idle, self._set.first_s, "too little is known of its tool")
         share = idle.context_tokens / idle.kv_capacity_tokens
         keep_s = best_s(seen, idle.refill_s, self._set.price * share)
         of = idle.tool if seen is own else "its tool"
         if keep_s <= 0.0:
             return Hold(keep_s=0.0, why=f"{of} takes longer than {idle.refill_s:.1f} s are worth")
         why = f"{of} may end within {keep_s:.1f} s, to save {idle.refill_s:.1f} s"
-        return Hold(keep_s=keep_s, value=value, why=why)
+        return self._keep(idle, keep_s, why)
+
+    def _keep(self, idle: IdleView, keep_s: float, why: str) -> Hold:
+        value, spared_s = -idle.session_arrived_s, self._set.spares * idle.refill_s
+        return Hold(keep_s=keep_s, value=value, spared_s=spared_s, why=why)
 
     def takes_held_at_s(self, call: CallView) -> float:
         del call

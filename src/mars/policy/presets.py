@@ -126,6 +126,10 @@ def _worth(s: Scheduling) -> Retention:
     return WorthKeeping(s.worth)
 
 
+def _worth_at_once(s: Scheduling) -> Retention:
+    return WorthKeeping(msgspec.structs.replace(s.worth, spares=0.0))
+
+
 def _worth_no_host(s: Scheduling) -> Retention:
     return ComputedAgain(s.worth)
 
@@ -210,6 +214,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "mars-aimd": Preset(_window, _least_left, _worth, _shortest, "mars, the paper's gate"),
     "mars-no-order": Preset(_residency, _fcfs, _worth, _shortest, "mars, calls as they come"),
     "mars-no-hold": Preset(_residency, _least_left, _nothing, _shortest, "mars, nothing kept warm"),
+    "mars-no-idling": Preset(
+        _residency, _least_left, _worth_at_once, _shortest, "mars, never idle while a call waits"
+    ),
     "mars-no-tool-order": Preset(
         _residency, _least_left, _worth, _fifo, "mars, tools as they come"
     ),

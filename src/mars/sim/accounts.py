@@ -96,6 +96,7 @@ class Accounts:
     def served(self, call: Call, now_s: float, *, ok: bool) -> None:
         view = call.view
         del self._calls[view.session_id]
+        self.holds.call_left()
         self._emit(
             ev.CallServed(
                 at_s=now_s,

@@ -268,16 +268,15 @@ class Batcher:
         fits = self._fits(call, hit, tokens)
         if fits or not self.holds:
             return fits
-        session_id = call.view.session_id
-        if (
-            self.running.calls
-            and session_id not in self.holds
-            and now_s < self._retention.takes_held_at_s(call.view)
-        ):
+        if now_s < self.held_opens_at_s(call, now_s):
             return False
-        while not fits and self.holds.release_least(session_id, now_s):
+        while not fits and self.holds.release_least(call.view.session_id, now_s):
             fits = self._fits(call, hit, tokens)
         return fits
+
+    def held_opens_at_s(self, call: Call, now_s: float) -> float:
+        """From when on a waiting call may take what is held (there is something), if it must."""
+        return self.holds.opens_at_s(call.view, now_s, idle=not self.running.calls)
 
     def _fits(self, call: Call, hit: int, tokens: int) -> bool:
         return self.pool.fits(call.chain, hit, call.tokens, tokens)

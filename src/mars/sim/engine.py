@@ -187,9 +187,9 @@ class SimEngine:
         self._read_inbox(now_s)
         batch = self.batcher.schedule(now_s)
         if batch.is_empty:
-            if not self._flights:
-                load_s = self.batcher.next_load_s(now_s)
-                self._schedule_s = now_s if batch.preempted else load_s
+            if not self._flights and not self.batcher.is_idle:
+                next_s = self._strides.next_try_s(now_s)
+                self._schedule_s = now_s if batch.preempted else next_s
             return
         flight = self._fly(batch, now_s, horizon_s)
         self.busy_s += flight.end_s - flight.start_s

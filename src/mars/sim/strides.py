@@ -26,11 +26,15 @@ class Strides:
         if not batcher.admits:
             return at_s
         if batcher.holds:
-            takes_s = self._policy.retention.takes_held_at_s(batcher.head.view)
-            at_s = min(at_s, takes_s if takes_s > now_s else inf)
+            opens_s = batcher.held_opens_at_s(batcher.head, now_s)
+            at_s = min(at_s, opens_s if opens_s > now_s else inf)
         if self._policy.ordering.live:
             at_s = min(at_s, batcher.waiting.next_change_s())
         return at_s
+
+    def next_try_s(self, now_s: float) -> float:
+        """When to schedule again, though nothing runs, for calls that wait."""
+        return max(self.next_change_s(now_s), math.nextafter(now_s, inf))
 
     def most_decodes(self, batch: Batch) -> int:
         """In how many steps the next of the running ends, when all of them are decodes; 0: they are

@@ -234,21 +234,16 @@ class MarsMixin(_Base):
             self._short = self._calls[request.request_id].view
         if not self._holds:
             return blocks
-        view = self._calls[request.request_id].view
+        now_s, view = self._now_s, self._calls[request.request_id].view
         waits = request.status != RequestStatus.RUNNING
-        if blocks is None and (not waits or self._may_take_held(view)):
-            while blocks is None and self._holds.release_least(view.session_id, self._now_s):
+        if blocks is None and (
+            not waits or now_s >= self._holds.opens_at_s(view, now_s, idle=not self.running)
+        ):
+            while blocks is None and self._holds.release_least(view.session_id, now_s):
                 blocks = self._stock_allocate_slots(request, *args, **kwargs)
         if blocks is not None and waits and view.session_id in self._holds:
-            self._holds.release(view.session_id, self._now_s, "returned")  # the call has its own
+            self._holds.release(view.session_id, now_s, "returned")  # the call has its own
         return blocks
-
-    def _may_take_held(self, view: CallView) -> bool:
-        return (
-            not self.running  # else nothing would move
-            or view.session_id in self._holds
-            or self._now_s >= self._retention.takes_held_at_s(view)
-        )
 
     def _free_blocks(self, request: Request) -> None:
         now_s = self._clock()
@@ -257,6 +252,7 @@ class MarsMixin(_Base):
             RequestStatus.FINISHED_LENGTH_CAPPED,
         }
         call = self._calls.left(request, now_s, ok=ok)
+        self._holds.call_left()
         session_id = call.view.session_id
         self._sessions.call_left(session_id, forget=not call.named)
         held = ok and call.named and self._residency.is_known
