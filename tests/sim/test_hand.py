@@ -22,10 +22,12 @@ def turn(new_tokens: int, output_tokens: int, *tools: Tool, think_s: float = 0.0
     return Turn(new_tokens=new_tokens, output_tokens=output_tokens, tools=tools, think_s=think_s)
 
 
-def play(*sessions: Recorded, tools: ToolSettings | None = None, **engine: float) -> Outcome:
+def play(
+    *sessions: Recorded, tools: ToolSettings | None = None, policy: str = "fcfs", **engine: float
+) -> Outcome:
     given = {"kv_blocks": 1000, "lag": 0, **engine}
     settings = SimSettings(
-        scheduling=Scheduling(policy="fcfs"),
+        scheduling=Scheduling(policy=policy),
         engine=EngineSettings(**given),  # type: ignore[arg-type]
         tools=tools or ToolSettings(),
     )
@@ -92,6 +94,28 @@ def test_the_later_call_is_preempted_and_computed_again() -> None:
     assert served["a/0"].computed_tokens == 79
     # a took the block that b freed last; b finds its first three blocks: 64 + 1 + 3 more, less 48
     assert served["b/0"].computed_tokens == 64 + (65 - 48) + 3
+
+
+@pytest.mark.parametrize(
+    ("tool_s", "policy", "b_ends_s", "a_finds_tokens"),
+    [
+        (1.0, "mars", 0.1 + 0.0384 + 0.040, 176),
+        (1.0, "mars-no-idling", 0.1 + 0.040, 176),
+        (0.08, "mars", 0.120 + 0.0133 + 0.040, 288),
+        (0.08, "mars-no-idling", 0.1 + 0.040, 176),
+    ],
+)
+def test_an_idle_engine_gives_up_a_hold_after_what_it_is_worth(
+    tool_s: float, policy: str, b_ends_s: float, a_finds_tokens: int
+) -> None:
+    # a's prompt takes 40 ms. 18 of its blocks are held, of 30: having them again is worth
+    # 288 / (300 / 40 ms) = 38.4 ms. b comes at 100 ms and wants 19; 12 are free. Whoever gets
+    # a's takes 7 of them. Back before that, at 120 ms, a computes 321 - 288 tokens.
+    a = session("a", turn(300, 1, Tool(name="make", run_s=tool_s)), turn(20, 1))
+    b = session("b", turn(300, 1), arrives_s=0.1)
+    outcome = play(a, b, policy=policy, kv_blocks=30)
+    assert ends(outcome)["b/0"] == pytest.approx(b_ends_s, abs=1e-9)
+    assert accounts(outcome)["a/1"].cached_tokens == a_finds_tokens
 
 
 def test_a_client_that_leaves_frees_its_place() -> None:
