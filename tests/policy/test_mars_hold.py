@@ -163,8 +163,8 @@ def test_an_empty_context_is_not_kept(stage: IdleStage) -> None:
 
 
 @pytest.mark.parametrize("stage", get_args(IdleStage))
-def test_an_idle_engine_spares_it_for_what_it_costs_to_have_again(stage: IdleStage) -> None:
-    assert keeping({"sh": [0.1] * 9}).hold(idle(stage=stage, refill_s=3.0)).spared_s == 3.0
+def test_an_idle_engine_spares_it_for_half_of_what_it_costs_to_have_again(stage: IdleStage) -> None:
+    assert keeping({"sh": [0.1] * 9}).hold(idle(stage=stage, refill_s=3.0)).spared_s == 1.5
 
 
 def test_no_waiting_call_ever_takes_held_memory_while_others_run() -> None:

@@ -99,18 +99,18 @@ def test_the_later_call_is_preempted_and_computed_again() -> None:
 @pytest.mark.parametrize(
     ("tool_s", "policy", "b_ends_s", "a_finds_tokens"),
     [
-        (1.0, "mars", 0.1 + 0.0384 + 0.040, 176),
+        (1.0, "mars", 0.1 + 0.0192 + 0.040, 176),
         (1.0, "mars-no-idling", 0.1 + 0.040, 176),
-        (0.08, "mars", 0.120 + 0.0133 + 0.040, 288),
-        (0.08, "mars-no-idling", 0.1 + 0.040, 176),
+        (0.07, "mars", 0.110 + 0.0133 + 0.040, 288),
+        (0.07, "mars-no-idling", 0.1 + 0.040, 176),
     ],
 )
 def test_an_idle_engine_gives_up_a_hold_after_what_it_is_worth(
     tool_s: float, policy: str, b_ends_s: float, a_finds_tokens: int
 ) -> None:
-    # a's prompt takes 40 ms. 18 of its blocks are held, of 30: having them again is worth
-    # 288 / (300 / 40 ms) = 38.4 ms. b comes at 100 ms and wants 19; 12 are free. Whoever gets
-    # a's takes 7 of them. Back before that, at 120 ms, a computes 321 - 288 tokens.
+    # a's prompt takes 40 ms. 18 of its blocks are held, of 30: having them again takes
+    # 288 / (300 / 40 ms) = 38.4 ms, and half of it is idled. b comes at 100 ms and wants 19; 12 are
+    # free. Who gets a's takes 7 of them. Back before that, at 110 ms, a computes 321 - 288 tokens.
     a = session("a", turn(300, 1, Tool(name="make", run_s=tool_s)), turn(20, 1))
     b = session("b", turn(300, 1), arrives_s=0.1)
     outcome = play(a, b, policy=policy, kv_blocks=30)

@@ -17,9 +17,8 @@ that is robbed robs the next one. It goes when its time is over, when a running 
 
 While nothing runs and a call waits, the engine idles or gives up a hold. Idling costs a second a
 second, giving up costs `refill_s` of work when that session is back: so it idles for `spares` times
-`refill_s`, which is ski rental again. Sessions that only share the machine with a few others are
-often all in short tools at once; an engine that never idled would then have each of them compute
-its context again.
+`refill_s`, which is ski rental once more. Where few sessions fit into the memory they are often all
+in short tools at once; an engine that never idled would have each compute its context again.
 """
 
 from math import inf
@@ -51,9 +50,9 @@ class WorthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Kept for so long until then (Continuum's static time to live)."""
     return_s: Annotated[float, Meta(gt=0.0)] = 2.0
     """After its tool has ended a session is expected back within this time."""
-    spares: Annotated[float, Meta(ge=0.0)] = 1.0
+    spares: Annotated[float, Meta(ge=0.0)] = 0.5
     """Times what a context costs to have again: for so long an engine in which nothing runs leaves
-    it alone, though calls wait. From 0.25 to 1 all are alike (docs/adr/0023)."""
+    it alone, though calls wait. From 0.25 to 1 all are nearly alike (docs/adr/0023)."""
 
 
 class WorthKeeping:
