@@ -68,18 +68,22 @@ def times_s(outcome: Outcome, of: set[str]) -> list[float]:
     return [e.at_s - arrived_s[e.session_id] for e in ended]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("part", [0.5, 1.0])
 @pytest.mark.parametrize("ratio", [1.0, 3.0])
-def test_under_overload_each_attains_its_share(seed: int, ratio: float) -> None:
-    """While both have sessions at the gate, and up to the half of that."""
-    sessions = make(SWE, 240, 2.0, seed)
-    tenants = {s.session_id: "ab"[n % 2] for n, s in enumerate(sessions)}
-    outcome = play(sessions, weighed(a=ratio, b=1.0), tenants)
-    both = [{name for name, of in tenants.items() if of == tenant} for tenant in "ab"]
-    end_s = min(last_s(outcome, ev.SessionAdmitted, of) for of in both)
-    for until_s in (end_s / 2, end_s):
-        attained = attained_s(outcome, tenants, until_s)
-        assert attained["a"] / attained["b"] == pytest.approx(ratio, rel=0.25)
+def test_under_overload_each_attains_its_share(ratio: float, part: float) -> None:
+    """While both have sessions at the gate, and in the first half of that: over eight runs, since in
+    one the sessions of a tenant may all be long.
+    """
+    of_a = of_b = 0.0
+    for seed in range(1, 9):
+        sessions = make(SWE, 240, 2.0, seed)
+        tenants = {s.session_id: "ab"[n % 2] for n, s in enumerate(sessions)}
+        outcome = play(sessions, weighed(a=ratio, b=1.0), tenants)
+        both = [{name for name, of in tenants.items() if of == tenant} for tenant in "ab"]
+        end_s = min(last_s(outcome, ev.SessionAdmitted, of) for of in both)
+        attained = attained_s(outcome, tenants, part * end_s)
+        of_a, of_b = of_a + attained["a"], of_b + attained["b"]
+    assert of_a / of_b == pytest.approx(ratio, rel=0.2)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])

@@ -149,7 +149,11 @@ def test_an_engine_in_which_nothing_runs_idles_before_it_gives_up_a_hold(engines
     assert released(engines) == []
     engines.clock.now_s += 0.02
     engine.step()
-    assert released(engines) == ["pressure"]
+    (gone,) = (fact for fact in engines.facts if isinstance(fact, ev.KvReleased))
+    assert (gone.why, gone.because) == (
+        "pressure",
+        "session c needed the room, and nothing had run for 0.2 s",
+    )
     assert "cold1" in [r.request_id for r in engine.scheduler.running]
 
 

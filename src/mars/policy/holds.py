@@ -82,8 +82,8 @@ class Holds:
         self._tools: dict[SessionId, set[ToolId]] = {}
         self._due_s = inf
         self._idles_since_s: float | None = None
-        """When a waiting call first found no room while nothing ran; None: no call has since the
-        last one left."""
+        """When a waiting call first found no room while nothing ran; None: no call has since one
+        started or left."""
         self.blocks = 0
         """Blocks under a hold, each counted once per hold."""
 
@@ -176,8 +176,8 @@ class Holds:
             self._idles_since_s = now_s
         return self._idles_since_s + self._held[self._least(call.session_id)].spared_s
 
-    def call_left(self) -> None:
-        """A call has left the engine, whichever: what idles from now on idles anew."""
+    def call_moved(self) -> None:
+        """A call has started, or left the engine: if it idles from now on it idles anew."""
         self._idles_since_s = None
 
     def release_least(self, besides: SessionId, now_s: float) -> bool:
@@ -185,6 +185,8 @@ class Holds:
         if not self._held:
             return False
         because = f"session {besides} needed the room"
+        if self._idles_since_s is not None and now_s > self._idles_since_s:
+            because += f", and nothing had run for {now_s - self._idles_since_s:.1f} s"
         self.release(self._least(besides), now_s, "pressure", because=because)
         return True
 

@@ -72,6 +72,7 @@ class Accounts:
     def started(self, call: Call, now_s: float) -> None:
         view = call.view
         self.returned(call, now_s)
+        self.holds.call_moved()
         self._emit(
             ev.CallStarted(
                 at_s=now_s,
@@ -96,7 +97,7 @@ class Accounts:
     def served(self, call: Call, now_s: float, *, ok: bool) -> None:
         view = call.view
         del self._calls[view.session_id]
-        self.holds.call_left()
+        self.holds.call_moved()
         self._emit(
             ev.CallServed(
                 at_s=now_s,

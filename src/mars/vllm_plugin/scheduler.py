@@ -175,6 +175,8 @@ class MarsMixin(_Base):
             self._calls.started(self.requests[data.req_id], self._now_s)
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self._calls.started(self.requests[request_id], self._now_s)
+        if scheduler_output.total_num_scheduled_tokens:  # somebody runs
+            self._holds.call_moved()
         super()._update_after_schedule(scheduler_output)
         self._pins.scheduled(self.requests[r] for r in scheduler_output.num_scheduled_tokens)
 
@@ -252,7 +254,7 @@ class MarsMixin(_Base):
             RequestStatus.FINISHED_LENGTH_CAPPED,
         }
         call = self._calls.left(request, now_s, ok=ok)
-        self._holds.call_left()
+        self._holds.call_moved()
         session_id = call.view.session_id
         self._sessions.call_left(session_id, forget=not call.named)
         held = ok and call.named and self._residency.is_known
