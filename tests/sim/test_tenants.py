@@ -71,8 +71,8 @@ def times_s(outcome: Outcome, of: set[str]) -> list[float]:
 @pytest.mark.parametrize("part", [0.5, 1.0])
 @pytest.mark.parametrize("ratio", [1.0, 3.0])
 def test_under_overload_each_attains_its_share(ratio: float, part: float) -> None:
-    """While both have sessions at the gate, and in the first half of that: over eight runs, since in
-    one the sessions of a tenant may all be long.
+    """While both have sessions at the gate, and in the first half of that: over eight runs, since
+    in one the sessions of a tenant may all be long.
     """
     of_a = of_b = 0.0
     for seed in range(1, 9):
