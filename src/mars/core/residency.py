@@ -53,7 +53,7 @@ _Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.Kv
 
 class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     overcommit: Annotated[float, Meta(gt=0.0)] = 1.5
-    """What active sessions may occupy together, over the KV capacity."""
+    """What active sessions may occupy together, over the KV capacity (docs/adr/0023)."""
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
     """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
     sessions took up to 30 % longer (docs/adr/0009)."""

@@ -7,8 +7,8 @@ A waiting call for which there is no room may take what is held from `opens_at_s
 
     its own session's   at once
     while others run    when the retention says
-    while nobody runs   after the engine has idled as long as the hold that goes first is worth:
-                        its session may be back by then, and find it
+    while nobody runs   after the engine has idled for as long as the hold that goes first is
+                        spared: its session may be back by then, and find it (docs/adr/0023)
 """
 
 from collections.abc import Callable, Iterator
