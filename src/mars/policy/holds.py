@@ -168,6 +168,8 @@ class Holds:
         """From when on a waiting call without room may take what is held, of which there is some;
         not after `now_s`: at once. `idle`: nothing runs.
         """
+        if not idle:
+            self._idles_since_s = None
         if call.session_id in self._held:
             return now_s
         if not idle:
