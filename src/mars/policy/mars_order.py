@@ -38,8 +38,8 @@ V = TypeVar("V")
 class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     samples: Annotated[int, Meta(ge=1)] = 10
     """Sessions that must have ended before the index is believed; until then: order of arrival."""
-    patience: Annotated[float, Meta(gt=0.0)] = 3.0
-    """Times the mean life of a session: who is older goes first."""
+    patience: Annotated[float, Meta(gt=0.0)] = 1.5
+    """Times the mean life of a session: who is older goes first (docs/adr/0024)."""
 
 
 class LeastLeftFirst(Steady):
