@@ -30,7 +30,7 @@ class Segment:
     blocks: int
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class Prefix:
     """A system prompt that sessions share."""
 
@@ -59,7 +59,7 @@ class Prefix:
 NO_PREFIX = Prefix(0)
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class Chain:
     """The KV of one session: the shared prefix, then its own tail."""
 

@@ -142,13 +142,14 @@ class RunQueue:
         """The runs that a call finds from `low` to `high`, all of which are cached: of several
         copies the first. Runs are split to fit.
         """
-        if low >= high:
-            return []
-        ahead = sorted(
+        ahead = [
             (run.low, order, run)
             for order, run in enumerate(copies)
             if run.low < high and low < run.high
-        )
+        ]
+        if len(ahead) == 1:
+            return [self._cut(ahead[0][2], low, high)]
+        ahead.sort()
         found: list[Run] = []
         here: list[tuple[int, Run]] = []
         """Those that have `low`, the first hashed on top."""
@@ -169,6 +170,13 @@ class RunQueue:
             found.append(run)
             low = end
         return found
+
+    def _cut(self, run: Run, low: int, high: int) -> Run:
+        if run.low < low:
+            run = self.split(run, low)
+        if run.high > high:
+            self.split(run, high)
+        return run
 
     @staticmethod
     def _insert(run: Run, after: Run) -> None:

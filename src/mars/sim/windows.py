@@ -15,7 +15,6 @@ and SlidingWindowManager of v1/core/single_type_kv_cache_manager.py.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 from mars.sim.kv import Chain, Prefix
 from mars.sim.pool import Pool
@@ -55,7 +54,7 @@ class WindowPool(Pool):
         self.may_pin = self._most_window_blocks > 2 * self.window_blocks
         """A call that has the memory for itself has room for its window and for what is pinned."""
         self._queue = RunQueue()
-        self._contents: WeakKeyDictionary[Chain | Prefix, Contents] = WeakKeyDictionary()
+        self._contents: dict[Chain | Prefix, Contents] = {}
         self._grips: dict[Chain, Grip] = {}
 
     # -- what is cached -----------------------------------------------------------------------
@@ -87,12 +86,14 @@ class WindowPool(Pool):
     # -- a call comes, grows and goes -----------------------------------------------------------
 
     def fits(self, chain: Chain, hit: int, tokens: int, first_tokens: int) -> bool:
-        found = self._found(chain, hit) + self._found(chain, hit, in_window=True)
-        taken = _length(run for run in found if not run.references)
         whole = self.count(tokens)
         all_of_it = whole - hit + max(0, min(whole, self._most_window_blocks) - hit)
         at_first = 2 * (self.count(hit * self.block_tokens + first_tokens) - hit)
-        return max(all_of_it, at_first) + taken <= self.free
+        left = self.free - max(all_of_it, at_first)
+        if not 0 <= left < hit + min(hit, self.window_blocks):
+            return left >= 0  # whatever is free of what it finds
+        found = self._found(chain, hit) + self._found(chain, hit, in_window=True)
+        return _length(run for run in found if not run.references) <= left
 
     def start(self, chain: Chain, hit: int, tokens: int, prompt_tokens: int) -> None:
         whole = self.lookup(chain, (tokens - 1) // self.block_tokens)[1]
@@ -132,13 +133,17 @@ class WindowPool(Pool):
         grip = self._grips[chain]
         if skipped <= grip.skipped:
             return []
-        runs = [run for share in grip.window for run in share]
-        for run in runs:
-            if run.low < skipped < run.high:
-                self._queue.split(run, skipped)
-        runs = [run for share in grip.window for run in share]
-        gone = [run for run in runs if run.low < skipped]
-        grip.window = [Share(run, run.high) for run in runs if run.low >= skipped]
+        gone: list[Run] = []
+        for share in grip.window:
+            for run in share:
+                if run.low < skipped:
+                    if skipped < run.high:
+                        self._queue.split(run, skipped)  # which comes next
+                    gone.append(run)
+        if gone:
+            grip.window = [
+                Share(run, run.high) for share in grip.window for run in share if run.low >= skipped
+            ]
         unhashed = skipped - grip.skipped - _length(gone)
         grip.skipped = skipped
         self._empty_out(unhashed)
@@ -159,8 +164,10 @@ class WindowPool(Pool):
     def take(self, blocks: int) -> None:
         assert blocks <= self.free, "blocks from nowhere"  # noqa: S101
         self.free -= blocks
-        evicted = max(0, blocks - self._empty)
-        self._empty -= blocks - evicted
+        if blocks <= self._empty:
+            self._empty -= blocks
+            return
+        evicted, self._empty = blocks - self._empty, 0
         self.changed += self._queue.evict(evicted)
 
     def detach(self, chain: Chain) -> None:
@@ -196,10 +203,17 @@ class WindowPool(Pool):
     def _found(self, chain: Chain, hit: int, *, in_window: bool = False) -> list[Run]:
         """The runs of a group that a call takes up to `hit`."""
         first = max(0, hit - self.window_blocks) if in_window else 0
-        prefix, own, shared = self._of(chain.prefix), self._of(chain), chain.prefix.blocks
-        copies = (prefix.window, own.window) if in_window else (prefix.whole, own.whole)
-        found = self._queue.found(copies[0], first, min(hit, shared))
-        return found + self._queue.found(copies[1], max(first, shared), hit)
+        shared = chain.prefix.blocks
+        found: list[Run] = []
+        if first < min(hit, shared):
+            prefix = self._of(chain.prefix)
+            copies = prefix.window if in_window else prefix.whole
+            found = self._queue.found(copies, first, min(hit, shared))
+        if max(first, shared) < hit:
+            own = self._of(chain)
+            copies = own.window if in_window else own.whole
+            found += self._queue.found(copies, max(first, shared), hit)
+        return found
 
     def reference(self, runs: list[Run]) -> list[Share]:
         for run in runs:
