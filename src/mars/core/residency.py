@@ -54,9 +54,10 @@ _Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.Kv
 class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     overcommit: Annotated[float, Meta(gt=0.0)] = 1.5
     """What active sessions may occupy together, over the KV capacity (docs/adr/0023)."""
-    idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.6
-    """Learned instead, as the share of their lives that sessions spend with a call open or KV held,
-    sessions took up to 30 % longer (docs/adr/0009)."""
+    idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.4
+    """More keeps sessions out for others in long tools (docs/adr/0025). Learned instead, as the
+    share of their lives that sessions spend with a call open or KV held, sessions took up to 30 %
+    longer (docs/adr/0009)."""
     host_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.2
     """All of it was too much: host memory also keeps what running and ended sessions had, and what
     it evicts is computed again (docs/adr/0012)."""
