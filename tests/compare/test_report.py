@@ -191,7 +191,8 @@ def test_without_the_reference_a_cell_stays_with_its_means(tmp_path: Path) -> No
 
 def test_what_was_asked_for_is_missed(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(
-        'name = "final"\npolicies = ["mars", "fcfs", "concur"]\nseeds = [1, 2, 3, 4, 5]\n'
+        'name = "final"\npolicies = ["mars", "fcfs", "concur", "told-the-future"]\n'
+        "seeds = [1, 2, 3, 4, 5]\n"
         '[made_by]\nversion = "0.2"\ncommit = "abc-dirty"\n[scheduling.mars.window]\nshrink = 0.5\n'
     )
     (tmp_path / "failures.jsonl").write_text(
@@ -200,7 +201,7 @@ def test_what_was_asked_for_is_missed(tmp_path: Path) -> None:
     summary = summarise(tmp_path, rows())
     failed, *gaps = summary.notes
     assert failed == "a run failed: swe rho 2 mars: MemoryError: no"
-    assert gaps[0].startswith("concur was not run in 4 cells (")
+    assert gaps[0].startswith("concur and told-the-future were not run in 4 cells (")
     assert gaps[0].endswith("; 1 more)")
     assert ": seed 5 not run in 4 cells" in gaps[1]
     assert summary.provenance.commit == "abc-dirty"

@@ -47,10 +47,15 @@ def _loads(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _policies(asked: Sequence[str], cells: Sequence[Cell]) -> Iterator[str]:
+    """Policies that lack the same cells share a line."""
+    together: dict[tuple[str, ...], list[str]] = {}
     for policy in asked:
-        without = [cell.label for cell in cells if policy not in cell.policies]
+        without = tuple(cell.label for cell in cells if policy not in cell.policies)
         if without:
-            yield f"{policy} was not run {_where(without)}"
+            together.setdefault(without, []).append(policy)
+    for without, policies in together.items():
+        were = "was" if len(policies) == 1 else "were"
+        yield f"{listing(policies)} {were} not run {_where(without)}"
 
 
 def _seeds(asked: Sequence[int], cells: Sequence[Cell]) -> Iterator[str]:
