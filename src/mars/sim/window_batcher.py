@@ -60,9 +60,20 @@ class WindowBatcher(Batcher):
     def run(self, batch: Batch, plan: Sequence[tuple[Call, int]], need: int) -> None:
         del need
         if plan or batch.index <= self._looks_until or not self._lag:
-            self._run_each(batch, 0.0)
+            self._look_at_each(batch, plan)
         else:
             self.take_decodes(batch.index, 1)
+
+    def _look_at_each(self, batch: Batch, plan: Sequence[tuple[Call, int]]) -> None:
+        """As `_run_each`, where tokens and memory suffice."""
+        pool, step, chunks = self.pool, batch.index, dict(plan)
+        for call in self.running.calls:
+            if not self._moves_within_blocks(call, step):
+                tokens = chunks[call] if not call.last else int(not call.is_leaving)
+                if tokens:
+                    pool.take(self._growth(call, tokens, step))
+        for call, tokens in plan:
+            self._prefill(batch, call, tokens)
 
     def _prefill(self, batch: Batch, call: Call, tokens: int) -> None:
         self._chunks[call] = batch.index, tokens
