@@ -3,8 +3,8 @@
 A regular decode needs no look: every `block_tokens` steps it takes a block in either group and
 gives back one of no content. At first what leaves its window may be hashed, and joins the LRU queue
 in the order of steps and calls (`_slide`). When a chunk of a prompt leaves a window, more is freed
-than taken: then the order of the calls matters, and each is looked at (`_run_each`). So it is in
-every step without a lag, where a block is given back a step before the next is taken.
+than taken: then the order of the calls matters, and each is looked at (`_look_at_each`). So it
+is in every step without a lag, where a block is given back a step before the next is taken.
 """
 
 from collections.abc import Sequence
