@@ -68,10 +68,9 @@ class WindowBatcher(Batcher):
         """As `_run_each`, where tokens and memory suffice."""
         pool, step, chunks = self.pool, batch.index, dict(plan)
         for call in self.running.calls:
-            if not self._moves_within_blocks(call, step):
-                tokens = chunks[call] if not call.last else int(not call.is_leaving)
-                if tokens:
-                    pool.take(self._growth(call, tokens, step))
+            tokens = chunks[call] if not call.last else int(not call.is_leaving)
+            if tokens and (need := self._growth(call, tokens, step)):
+                pool.take(need)
         for call, tokens in plan:
             self._prefill(batch, call, tokens)
 
