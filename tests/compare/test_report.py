@@ -170,6 +170,15 @@ def test_a_missing_policy_is_noted_and_shown_as_a_dash(tmp_path: Path) -> None:
     assert "holds, of those run" in texts(summary)
 
 
+def test_where_a_policy_was_not_run_at_all_it_has_no_row(tmp_path: Path) -> None:
+    some = [r for r in rows(("swe", "repo")) if (r.policy, r.workload) != ("fcfs", "repo")]
+    summary = summarise(tmp_path, some)
+    assert summary.notes[0].startswith("fcfs was not run in 2 cells (")
+    named = {grid.title.split(", ")[1]: [row[0] for row in grid.rows] for grid in means(summary)}
+    assert "fcfs" in named["swe"]
+    assert named["repo"] == [it for it in named["swe"] if it != "fcfs"]
+
+
 def test_a_missing_seed_is_noted_and_pairs_are_of_the_others(tmp_path: Path) -> None:
     some = [r for r in rows(("swe",)) if (r.policy, r.seed) != ("mars", 2)]
     summary = summarise(tmp_path, some)

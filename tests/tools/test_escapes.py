@@ -120,11 +120,26 @@ async def test_a_command_that_wants_more_memory(cgroups: bool) -> None:
         ran = await rig.python(text, memory_bytes=100_000_000)
         if "memory" in in_force(rig.runtime):
             assert (ran.finished.exit_code, ran.stdout) == (137, b"")
+            assert ran.finished.why == "out of memory"
             assert b"mars: the command ran out of its memory\n" in ran.stderr
             assert 90e6 < ran.finished.peak_memory_bytes < 110e6
         else:
             assert (ran.finished.exit_code, ran.stdout) == (0, b"had it\n")
             assert ran.finished.peak_memory_bytes > 400e6
+
+
+@BOTH
+async def test_a_command_that_copes_with_the_end_of_its_child(cgroups: bool) -> None:
+    text = (
+        "import subprocess, sys; big = 'x = b\\'x\\' * 400_000_000';"
+        "print(subprocess.run([sys.executable, '-c', big]).returncode)"
+    )
+    async with serving(cgroups=cgroups) as rig:
+        ran = await rig.python(text, memory_bytes=100_000_000)
+        killed = "memory" in in_force(rig.runtime)
+        assert ran.stdout == (b"-9\n" if killed else b"0\n")
+        assert (ran.finished.exit_code, ran.finished.why) == (0, "ended")
+        assert (b"ran out of its memory" in ran.stderr) == killed
 
 
 async def test_cpu_seconds_of_children_that_nobody_waits_for() -> None:

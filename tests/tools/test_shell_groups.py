@@ -49,6 +49,7 @@ while True:
         pass
 """
 """Its process is another one by the time that somebody has seen it."""
+BOUND, BIG = 100_000_000, "x = b'x' * 400_000_000"
 HOLD = """
 import sys, time
 x = b"x" * {size}
@@ -183,12 +184,31 @@ async def test_memory_of_a_shell(tmp_path: Path, cgroups: bool) -> None:
                 await until((tmp_path / "is").exists)
                 assert (tmp_path / "is").read_text() == "137\n"
                 await calls.leave(call, 137)
+                assert finished(rig.events).why == "out of memory"
                 assert 90e6 < finished(rig.events).peak_memory_bytes < 110e6
             else:
                 await until(had.exists)
                 os.kill(in_front(terminal.pid)[0].pid, signal.SIGKILL)
                 await calls.leave(call, 137)
+                assert finished(rig.events).why == "ended"
             assert runs(terminal.pid)
+
+
+@BOTH
+async def test_what_ran_out_of_memory_before_a_call_is_not_the_calls(
+    tmp_path: Path, cgroups: bool
+) -> None:
+    with ended([Terminal()]) as [terminal]:
+        async with lending([terminal], cgroups=cgroups) as (rig, calls):
+            for number, command in enumerate((script(tmp_path, BIG), "false")):
+                call, over = await calls.enter(terminal, memory_bytes=BOUND), tmp_path / f"{number}"
+                terminal.type(f"{command}; echo $? > {over}.new; mv {over}.new {over}")
+                await until(over.exists)
+                await calls.leave(call, int(over.read_text()))
+                await until(rig.idle)
+            ends = [it.why for it in rig.events if isinstance(it, ToolFinished)]
+            limited = "memory" in in_force(rig.runtime)
+            assert ends == ["out of memory" if limited else "ended", "ended"]
 
 
 async def test_a_peak_before_a_call_is_not_the_calls(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ def tables(summary: Summary) -> Iterator[Grid]:
 
 
 def means(summary: Summary) -> Iterator[Grid]:
-    """Every policy's mean over load, scene by scene."""
+    """Every policy's mean over load, scene by scene: of those that were run there."""
     for scene, cells in by_scene(summary.cells).items():
+        here = [it for it in summary.policies if any(it in cell.policies for cell in cells)]
         rows = [
             ["alone on the machine", *(bare(cell.isolated_mean_s) for cell in cells)],
             ["oracle (clairvoyant)", *(bare(cell.clairvoyant_mean_s) for cell in cells)],
-            *([p, *(_mean(cell, p) for cell in cells)] for p in summary.policies),
+            *([p, *(_mean(cell, p) for cell in cells)] for p in here),
         ]
         yield Grid(
             scene,

@@ -245,6 +245,11 @@ class ToolProgressed(Fact, frozen=True, kw_only=True):
     """In use now. A control group counts cached files too, else shared pages count in each."""
 
 
+ToolEnd = Literal["ended", "timeout", "cancelled", "out of memory"]
+"""How a tool came to its end; `out of memory`: the kernel ended it, or something in it, for having
+more than its lease says."""
+
+
 class ToolFinished(Fact, frozen=True, kw_only=True):
     session_id: SessionId
     tool_id: ToolId
@@ -254,7 +259,7 @@ class ToolFinished(Fact, frozen=True, kw_only=True):
     peak_memory_bytes: int
     exit_code: int | None
     """None when it never ran: cancelled while it waited for its cores."""
-    why: Literal["ended", "timeout", "cancelled"] = "ended"
+    why: ToolEnd = "ended"
 
 
 End = Literal[

@@ -157,7 +157,7 @@ class OpenTool:
                 values["mars.tool.exit_code"] = end.exit_code
             if end.why != "ended":
                 values["error.type"] = end.why
-                error = f"the tool was ended by {end.why}"
+                error = f"the tool was ended: {end.why}"
         return _span(
             f"execute_tool {queued.tool}",
             _below(self.above, "tool", queued.session_id, queued.tool_id, queued.at_s),

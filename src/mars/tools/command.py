@@ -19,8 +19,9 @@ from typing import Literal
 import msgspec
 import psutil
 
+from mars.core.events import ToolEnd
 from mars.tools.orphans import mark_in
-from mars.tools.wire import Output, Why
+from mars.tools.wire import Output
 
 _PR_SET_CHILD_SUBREAPER = 36
 _RUNNER = str(Path(__file__).with_name("runner.py"))
@@ -48,11 +49,16 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the runner writes, see there; CPU and memory are 0 where it could not."""
 
     exit_code: int
-    why: Why
+    why: ToolEnd
     run_s: float = 0.0
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     dropped_bytes: int = 0
+
+    def short_of_memory(self) -> "Outcome":
+        """As it is where the kernel had to kill for memory: who coped with that has just ended."""
+        failed = self.why == "ended" and self.exit_code != 0
+        return msgspec.structs.replace(self, why="out of memory") if failed else self
 
 
 class Capture:

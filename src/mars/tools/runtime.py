@@ -230,6 +230,7 @@ class ToolRuntime:
                 used = await group.end()
             if used.oom_kills:
                 self._say(call, "the command ran out of its memory")
+                outcome = outcome.short_of_memory()
             return msgspec.structs.replace(
                 outcome,
                 cpu_s=max(outcome.cpu_s, used.cpu_s),

@@ -170,6 +170,8 @@ class Shells:
             cpu_s=max(0.0, now.cpu_s - before.cpu_s),
             peak_memory_bytes=peak_bytes,
         )
+        if now.oom_kills > before.oom_kills:
+            outcome = outcome.short_of_memory()
         self._runtime.finished(over.call, outcome)
         shell.left.set()
 

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from mars.core.events import ToolEnd
+
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
-Why = Literal["ended", "timeout", "cancelled"]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +113,7 @@ class Output(_Line, frozen=True, kw_only=True):
 class Finished(_Line, frozen=True, kw_only=True):
     exit_code: int
     """128 + n: ended by signal n. 127: not found. 126: cannot run. 143: cancelled before it ran."""
-    why: Why
+    why: ToolEnd
     wait_s: float
     run_s: float
     """Until the last process of the tree was gone."""
