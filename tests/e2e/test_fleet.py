@@ -56,8 +56,9 @@ class Two:
             return msgspec.json.decode(await response.read(), type=list[SessionRow])
 
     async def end(self, session: SessionId) -> None:
+        """It may be over already: that of a client that left at the gate is."""
         async with self.http.delete(f"{self.url}/mars/sessions/{session}") as response:
-            assert response.ok, await response.text()
+            assert response.status in {200, 404}, await response.text()
 
     async def turn(self, agent: int, *, prompt: int = 200, tokens: int = 30) -> None:
         answer = await self.client.completions.create(
