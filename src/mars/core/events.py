@@ -246,8 +246,8 @@ class ToolProgressed(Fact, frozen=True, kw_only=True):
 
 
 ToolEnd = Literal["ended", "timeout", "cancelled", "out of memory"]
-"""How a tool came to its end; `out of memory`: the kernel ended it, or something in it, for having
-more than its lease says."""
+"""How a tool came to its end; `out of memory`: it failed, and the kernel had ended it, or
+something in it, for having more than its lease says."""
 
 
 class ToolFinished(Fact, frozen=True, kw_only=True):
