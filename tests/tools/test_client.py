@@ -12,8 +12,8 @@ import pytest
 from tests.tools.conftest import TOKEN, Rig, request, serving, until
 
 from mars.core.errors import InputError
-from mars.tools.client import default_state_file, exec_command, find_server
-from mars.tools.wire import RunRequest, ServerState
+from mars.tools.client import LOCAL, ToolClient, default_state_file, exec_command, find_server
+from mars.tools.wire import Finished, Queued, RunRequest, ServerState
 
 
 async def mars_exec(rig: Rig, folder: Path, asked: RunRequest) -> Process:
@@ -70,6 +70,40 @@ async def test_exec_whose_reader_left(tmp_path: Path) -> None:
         assert await process.wait() == 141
         assert await process.stderr.read() == b""
         await until(rig.idle)
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_connection_that_the_server_closes_after_an_answer(
+    tmp_path: Path, local: bool
+) -> None:
+    """As one does that has idled: the next command must not be sent into the closing."""
+    said = b"".join(
+        msgspec.json.encode(line) + b"\n"
+        for line in (
+            Queued(tool_id="t"),
+            Finished(
+                exit_code=0, why="ended", wait_s=0.0, run_s=0.0, cpu_s=0.0,
+                peak_memory_bytes=0, dropped_bytes=0,
+            ),
+        )
+    )  # fmt: skip
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(said), said))
+        await reader.read(1)  # the next command, or the end
+        writer.transport.abort()
+
+    if local:
+        path = tmp_path / "sock"
+        server, url = await asyncio.start_unix_server(answer, path), f"{LOCAL}{path}"
+    else:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+    async with server, ToolClient(url, TOKEN) as client:
+        for _ in range(2):
+            assert (await client.run(request("true"))).why == "ended"
 
 
 def test_no_server(tmp_path: Path) -> None:

@@ -53,7 +53,11 @@ def find_server(state_file: Path) -> tuple[str, str]:
 
 
 class ToolClient:
-    """Use as `async with ToolClient(url, token) as client`."""
+    """Use as `async with ToolClient(url, token) as client`.
+
+    Each request has a connection of its own: the server closes one that idles, maybe just as the
+    next command is sent, and nobody could tell whether that has run.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         """`url`: http://..., or unix:PATH."""
@@ -63,9 +67,9 @@ class ToolClient:
             "http://localhost" if is_local else url,
             headers={"Authorization": f"Bearer {token}"},
             connector=(
-                aiohttp.UnixConnector(url.removeprefix(LOCAL), limit=0)
+                aiohttp.UnixConnector(url.removeprefix(LOCAL), limit=0, force_close=True)
                 if is_local
-                else aiohttp.TCPConnector(limit=0)
+                else aiohttp.TCPConnector(limit=0, force_close=True)
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             read_bufsize=1 << 20,
