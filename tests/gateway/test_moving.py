@@ -55,6 +55,14 @@ class Two:
 
         return asyncio.ensure_future(turn())
 
+    async def fill(self, *, tenant: str = "") -> list[asyncio.Task[bytes]]:
+        """`a`, of that tenant, at the first engine and `b` at the second."""
+        full = [self.post("a", tenant=tenant)]
+        await self.here(0, "a")  # else `b` may be the first to come
+        full.append(self.post("b"))
+        await self.here(1, "b")
+        return full
+
     async def here(self, number: int, *sessions: str) -> None:
         """Until these are the sessions of an engine, in this order."""
         wanted = [SessionId(it) for it in sessions]
@@ -112,19 +120,19 @@ async def two(*limits: TenantLimits) -> AsyncIterator[Two]:
         ):
             for engine in engines:
                 engine.script = on_cue
-            yield Two(url, http, engines, desks, facts)
-            for engine in engines:
-                for exchange in engine.seen:
-                    exchange.cue.set()
+            try:
+                yield Two(url, http, engines, desks, facts)
+            finally:
+                for engine in engines:
+                    for exchange in engine.seen:
+                        exchange.cue.set()
     assert broken == []
     assert [desk.faults for desk in desks] == [0, 0]
 
 
 async def test_the_oldest_goes_where_there_is_room_and_its_client_sees_nothing() -> None:
     async with two() as fleet:
-        full = [fleet.post(name) for name in ("a", "b")]
-        await fleet.here(0, "a")
-        await fleet.here(1, "b")
+        full = await fleet.fill()
         waiting = []
         for count, name in enumerate(("c", "d", "e", "f")):
             waiting.append(fleet.post(name, stream=count % 2 == 0))
@@ -150,9 +158,7 @@ async def test_the_oldest_goes_where_there_is_room_and_its_client_sees_nothing()
 
 async def test_a_request_that_names_no_session_goes_too() -> None:
     async with two() as fleet:
-        full = [fleet.post(name) for name in ("a", "b")]
-        await fleet.here(0, "a")
-        await fleet.here(1, "b")
+        full = await fleet.fill()
         nameless = fleet.post(None)
         await until(lambda: fleet.desks[0].control.gated == 1)
         (session,) = (it for it in fleet.desks[0].control.sessions if it != "a")
@@ -168,9 +174,7 @@ async def test_a_request_that_names_no_session_goes_too() -> None:
 
 async def test_who_its_tenant_s_limit_keeps_out_stays_and_those_behind_it_go() -> None:
     async with two(TenantLimits(tenant="batch", most_sessions=1)) as fleet:
-        full = [fleet.post("a", tenant="batch"), fleet.post("b")]
-        await fleet.here(0, "a")
-        await fleet.here(1, "b")
+        full = await fleet.fill(tenant="batch")
         kept = fleet.post("kept", tenant="batch")
         await fleet.here(0, "a", "kept")
         behind = fleet.post("behind")
@@ -186,9 +190,7 @@ async def test_who_its_tenant_s_limit_keeps_out_stays_and_those_behind_it_go() -
 
 async def test_an_engine_that_tells_that_its_kv_is_full_has_no_room() -> None:
     async with two() as fleet:
-        full = [fleet.post(name) for name in ("a", "b")]
-        await fleet.here(0, "a")
-        await fleet.here(1, "b")
+        full = await fleet.fill()
         waits = fleet.post("waits")
         await fleet.here(0, "a", "waits")
         fleet.desks[1].emit(kv_sample(used_blocks=95))
