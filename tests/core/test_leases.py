@@ -1,6 +1,7 @@
 """No core is lent twice, none is lost, and nobody who waits is overtaken from behind its rank."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ class Book(RuleBasedStateMachine):
         self.book = LeaseBook(range(cores), share, rank=rank)
         self.asked = 0
         self.queue: list[tuple[ToolId, int]] = []
-        self.lent: dict[ToolId, tuple[int, ...]] = {}
+        self.lent: dict[ToolId, tuple[int, tuple[int, ...]]] = {}
 
     @rule(cores=st.integers(1, 5), rank=st.integers(0, 3))
     def ask(self, cores: int, rank: int) -> None:
@@ -85,12 +86,14 @@ class Book(RuleBasedStateMachine):
             tool_id, cores = self.first()
             self.queue.remove((tool_id, cores))
             assert grant.tool_id == tool_id, "somebody was overtaken"
-            assert len(set(grant.cores)) == len(grant.cores) == cores
-            left = set(self.free()) - set(grant.cores)
-            assert set(grant.cores) <= set(self.free())
-            busiest = max(self.load(core) for core in grant.cores)
-            assert all(self.load(core) >= busiest for core in left), "a calmer core was free"
-            self.lent[tool_id] = grant.cores
+            assert cores <= self.free()
+            if self.share == 1:
+                others = {core for _, own in self.lent.values() for core in own}
+                assert len(set(grant.cores)) == len(grant.cores) == cores
+                assert not others & set(grant.cores), "a core was lent twice"
+            else:
+                assert grant.cores == tuple(range(self.cores)), "a core that is idle is anybody's"
+            self.lent[tool_id] = cores, grant.cores
 
     def first(self) -> tuple[ToolId, int]:
         """Of the least rank; among equals who asked first."""
@@ -98,11 +101,8 @@ class Book(RuleBasedStateMachine):
             return self.queue[0]
         return min(self.queue, key=lambda item: self.ranks[item[0]])
 
-    def load(self, core: int) -> int:
-        return sum(core in cores for cores in self.lent.values())
-
-    def free(self) -> list[int]:
-        return [core for core in range(self.cores) if self.load(core) < self.share]
+    def free(self) -> int:
+        return self.cores * self.share - sum(cores for cores, _ in self.lent.values())
 
     @invariant()
     def the_book_adds_up(self) -> None:
@@ -113,7 +113,7 @@ class Book(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_what_is_free(self) -> None:
-        assert not self.queue or self.first()[1] > len(self.free())
+        assert not self.queue or self.first()[1] > self.free()
 
     def teardown(self) -> None:
         """Everybody who waits gets cores in the end."""
@@ -197,16 +197,19 @@ def test_a_wide_call_that_leaves_the_queue_lets_the_next_one_in() -> None:
     assert ids(book.give_back(tool("wide"))) == ["b"]
 
 
-def test_shared_cores_are_filled_evenly() -> None:
-    book = LeaseBook([4, 6, 8, 9], share=2)
-    grants = [book.ask(tool(str(n)), 1)[0].cores for n in range(8)]
-    assert grants == [(4,), (6,), (8,), (9,)] * 2
+def test_a_call_has_its_cores_to_itself() -> None:
+    book = LeaseBook([4, 6, 8, 9])
+    grants = [book.ask(tool(str(n)), cores)[0].cores for n, cores in enumerate((1, 2, 1))]
+    assert grants == [(4,), (6, 8), (9,)]
     assert book.ask(tool("more"), 1) == []
+    assert book.give_back(tool("1"))[0].cores == (6,)
 
 
-def test_a_shared_core_is_never_given_twice_to_one_call() -> None:
-    book = LeaseBook([0, 1], share=4)
-    assert [book.ask(tool(str(n)), 2)[0].cores for n in range(4)] == [(0, 1)] * 4
+def test_shared_cores_are_everybodys_up_to_so_many_leases() -> None:
+    book = LeaseBook([4, 6], share=4)
+    grants = [book.ask(tool(str(n)), cores)[0].cores for n, cores in enumerate((1, 2, 2, 2, 1))]
+    assert grants == [(4, 6)] * 5
+    assert book.ask(tool("more"), 1) == []
     with pytest.raises(InputError, match="asked for 3 cores; this server lends 2"):
         book.ask(tool("too many"), 3)
 
@@ -229,11 +232,18 @@ def test_a_book_without_a_slot_is_refused() -> None:
 def test_check_sees_a_book_that_was_cooked() -> None:
     book = LeaseBook([0, 1])
     book.ask(tool("a"), 1)
-    book._load[1] += 1
+    book._own.add(1)
     with pytest.raises(AssertionError, match="no lease names"):
         book.check()
-    book._leases[tool("b")] = ((0, 1), 0)
-    book._load[0] += 1
+    book._own.remove(1)
+    book._used = 3
+    with pytest.raises(AssertionError, match="no lease names"):
+        book.check()
+    book._leases[tool("b")] = replace(book._leases[tool("a")], cores=2)
+    with pytest.raises(AssertionError, match="more is lent than there is"):
+        book.check()
+    book._leases[tool("b")] = book._leases[tool("a")]
+    book._used = 2
     with pytest.raises(AssertionError, match="lent twice"):
         book.check()
 

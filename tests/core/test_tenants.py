@@ -61,14 +61,7 @@ def call(to: TenantShares, name: str, took_s: float) -> None:
 def tool(to: TenantShares, name: str, run_s: float, cores: int) -> None:
     session_id, tool_id = SessionId(name), ToolId(f"{name}'s")
     to.observe(
-        ev.ToolStarted(
-            at_s=0.0,
-            session_id=session_id,
-            tool_id=tool_id,
-            tool="t",
-            cores=tuple(range(cores)),
-            wait_s=0.0,
-        )
+        ev.ToolQueued(at_s=0.0, session_id=session_id, tool_id=tool_id, tool="t", cores=cores)
     )
     to.observe(
         ev.ToolFinished(
@@ -171,14 +164,7 @@ def test_the_books_do_not_grow_with_what_nobody_ends(monkeypatch: pytest.MonkeyP
         arrive(it, f"t{number}/1")
         tool_id = ToolId(str(number))
         it.observe(
-            ev.ToolStarted(
-                at_s=0.0,
-                session_id=SessionId("s"),
-                tool_id=tool_id,
-                tool="t",
-                cores=(0,),
-                wait_s=0.0,
-            )
+            ev.ToolQueued(at_s=0.0, session_id=SessionId("s"), tool_id=tool_id, tool="t", cores=1)
         )
     assert len(it._tenants) == len(it._guests) == len(it._cores) == 50
     end(it, "t0/1")

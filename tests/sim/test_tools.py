@@ -14,11 +14,18 @@ from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Tool
 
 
-def waits(order: ToolOrder, tools: list[tuple[float, Tool]], cores: int) -> dict[str, list[float]]:
-    """Seconds that each call waited for its cores, in order of asking, by tool."""
+def played(
+    settings: ToolSettings,
+    order: ToolOrder,
+    tools: list[tuple[float, Tool]],
+    cancel: tuple[int, float] | None = None,
+) -> list[ev.Event]:
+    """What a pool tells of tools that are asked for at these times, each named by its place.
+
+    `cancel`: which of them, and when.
+    """
     agenda, facts = Agenda(), list[ev.Event]()
-    pool = ToolPool(ToolSettings(cores=cores, share=1), order, emit=facts.append, at=agenda.at)
-    waited: dict[str, list[float]] = {tool.name: [] for _, tool in tools}
+    pool = ToolPool(settings, order, emit=facts.append, at=agenda.at)
     for number, (at_s, tool) in enumerate(tools):
         name = str(number)
 
@@ -26,8 +33,17 @@ def waits(order: ToolOrder, tools: list[tuple[float, Tool]], cores: int) -> dict
             pool.ask(SessionId(name), ToolId(name), tool, now_s)
 
         agenda.at(at_s, ask)
+    if cancel is not None:
+        agenda.at(cancel[1], lambda now_s: pool.cancel(ToolId(str(cancel[0])), now_s))
     while agenda.next_s < float("inf"):
         agenda.take()
+    return facts
+
+
+def waits(order: ToolOrder, tools: list[tuple[float, Tool]], cores: int) -> dict[str, list[float]]:
+    """Seconds that each call waited for its cores, in order of asking, by tool."""
+    waited: dict[str, list[float]] = {tool.name: [] for _, tool in tools}
+    facts = played(ToolSettings(cores=cores, share=1), order, tools)
     started = [fact for fact in facts if isinstance(fact, ev.ToolStarted)]
     assert len(started) == len(tools), "everybody got cores"
     for fact in sorted(started, key=lambda fact: int(fact.tool_id)):
@@ -82,3 +98,40 @@ def test_among_equals_the_older_session_goes_first() -> None:
         agenda.take()
     started = [fact.session_id for fact in facts if isinstance(fact, ev.ToolStarted)]
     assert started == ["first", "old", "young"]
+
+
+def ends(settings: ToolSettings, tools: list[tuple[float, Tool]]) -> list[tuple[str, float, float]]:
+    """Who ended when, and after how many CPU seconds. The third is cancelled at 4 s."""
+    facts = played(settings, Fifo(), tools, cancel=(2, 4.0))
+    over = [fact for fact in facts if isinstance(fact, ev.ToolFinished)]
+    return [(fact.tool, round(fact.at_s, 9), round(fact.cpu_s, 9)) for fact in over]
+
+
+def test_an_idle_core_is_anybodys_where_leases_share_the_cores() -> None:
+    """Two cores. From 0 `a` and `b` have one each, from 1 three share them, from 4 only two do."""
+    tools = [
+        (0.0, Tool(name="a", run_s=1.0, cpu_s=10.0)),
+        (0.0, Tool(name="b", run_s=12.0, cpu_s=3.0)),
+        (1.0, Tool(name="gone", run_s=9.0, cpu_s=9.0)),
+    ]
+    # until 4 each burns 2/3 of a core; then `b`, which then has burnt all its 3, sleeps on until 12
+    assert ends(ToolSettings(cores=2, share=8), tools) == [
+        ("gone", 4.0, 2.0),
+        ("a", 11.0, 10.0),
+        ("b", 12.0, 3.0),
+    ]
+
+
+def test_a_core_of_its_own_is_nobody_elses() -> None:
+    tools = [
+        (0.0, Tool(name="a", run_s=1.0, cpu_s=10.0)),
+        (0.0, Tool(name="b", run_s=12.0, cpu_s=3.0)),
+        (1.0, Tool(name="gone", run_s=9.0, cpu_s=9.0)),
+        (5.0, Tool(name="c", run_s=1.0)),
+    ]
+    assert ends(ToolSettings(cores=2, share=1), tools) == [
+        ("gone", 4.0, 0.0),
+        ("a", 10.0, 10.0),
+        ("c", 11.0, 0.0),
+        ("b", 12.0, 3.0),
+    ]

@@ -11,7 +11,7 @@ from mars.tools.group import Group
 from mars.tools.groups import Groups, Limits
 from mars.tools.orphans import is_alive, mark_of
 
-LIMITS = Limits(cores=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)
+LIMITS = Limits(cores=2, on=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)
 V1 = """\
 9:pids:/
 8:memory:/fleet
@@ -95,7 +95,7 @@ def files_of(group: Group) -> dict[str, str]:
 
 
 def test_what_a_lease_writes_v2(tmp_path: Path) -> None:
-    groups = Groups.probe(v2(tmp_path), LIMITS.cores)
+    groups = Groups.probe(v2(tmp_path), LIMITS.on)
     assert groups is not None
     assert str(groups) == "cgroup v2: cpu, cpuset, pids, memory"
     tried = tmp_path / f"a/b/mars-{mark_of(os.getpid())}-probe"
@@ -112,7 +112,7 @@ def test_what_a_lease_writes_v2(tmp_path: Path) -> None:
 
 
 def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
-    groups = Groups.probe(v1(tmp_path), LIMITS.cores)
+    groups = Groups.probe(v1(tmp_path), LIMITS.on)
     assert groups is not None
     assert str(groups) == "cgroup v1: cpu, cpuset, pids, memory"
     name = f"mars-{mark_of(os.getpid())}-tool"
@@ -135,9 +135,9 @@ def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
 
 
 def test_without_a_limit_memory_is_not_limited(tmp_path: Path) -> None:
-    free = Limits(cores=(0,), weight=100, processes=9, memory_bytes=0)
+    free = Limits(cores=1, on=(0,), weight=100, processes=9, memory_bytes=0)
     (two, one) = (tmp_path / "v2", tmp_path / "v1")
-    groups = Groups.probe(v2(two), LIMITS.cores), Groups.probe(v1(one), LIMITS.cores)
+    groups = Groups.probe(v2(two), LIMITS.on), Groups.probe(v1(one), LIMITS.on)
     assert groups[0] is not None
     assert groups[1] is not None
     assert files_of(groups[0].make("tool", free))["memory.max"] == "max"
@@ -147,21 +147,21 @@ def test_without_a_limit_memory_is_not_limited(tmp_path: Path) -> None:
 def test_controllers_that_the_system_does_not_give_are_left_out(tmp_path: Path) -> None:
     tree = v2(tmp_path)
     lent = CgroupTree("v2", tmp_path, {name: tree.folders[name] for name in ("", "pids")})
-    assert str(Groups.probe(lent, LIMITS.cores)) == "cgroup v2: pids"
+    assert str(Groups.probe(lent, LIMITS.on)) == "cgroup v2: pids"
     bare = CgroupTree("v2", tmp_path, {"": tree.folders[""]})
-    assert str(Groups.probe(bare, LIMITS.cores)) == "cgroup v2: no controllers"
+    assert str(Groups.probe(bare, LIMITS.on)) == "cgroup v2: no controllers"
 
 
 def test_a_folder_that_is_not_ours_to_write_in(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")  # nobody can make a folder in a file, root neither
-    assert Groups.probe(CgroupTree("v2", tmp_path, {"": tmp_path / "file"}), LIMITS.cores) is None
+    assert Groups.probe(CgroupTree("v2", tmp_path, {"": tmp_path / "file"}), LIMITS.on) is None
 
 
 def test_a_server_alone_in_its_group_moves_out_of_it(tmp_path: Path) -> None:
     """A group of v2 that gives controllers to others may hold no process itself."""
     tree = v2(tmp_path)
     lay_out(tmp_path, {"a/b/cgroup.procs": f"{os.getpid()}\n"})
-    Groups.probe(tree, LIMITS.cores)
+    Groups.probe(tree, LIMITS.on)
     ours = tmp_path / f"a/b/mars-{mark_of(os.getpid())}-server"
     assert (ours / "cgroup.procs").read_text() == str(os.getpid())
     assert (tmp_path / "a/b/cgroup.subtree_control").read_text().startswith("+")
@@ -170,19 +170,19 @@ def test_a_server_alone_in_its_group_moves_out_of_it(tmp_path: Path) -> None:
 def test_a_server_with_others_in_its_group_stays(tmp_path: Path) -> None:
     tree = v2(tmp_path)
     lay_out(tmp_path, {"a/b/cgroup.procs": f"1\n{os.getpid()}\n"})
-    Groups.probe(tree, LIMITS.cores)
+    Groups.probe(tree, LIMITS.on)
     assert not list((tmp_path / "a/b").glob("*-server"))
 
 
 def test_limits_of_a_shell_change_and_leave_it_what_it_has(tmp_path: Path) -> None:
     """What is in use is not taken away: v2 would kill for it, v1 refuses the limit."""
-    free = Limits(cores=(0,), weight=1, processes=9, memory_bytes=0)
+    free = Limits(cores=1, on=(0,), weight=1, processes=9, memory_bytes=0)
     (two, one) = (tmp_path / "v2", tmp_path / "v1")
     for tree, limit, in_use in (
         (v2(two), "memory.max", "memory.current"),
         (v1(one), "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        groups = Groups.probe(tree, LIMITS.cores)
+        groups = Groups.probe(tree, LIMITS.on)
         assert groups is not None
         group = groups.make_for_shell(os.getpid(), free)
         assert files_of(group)[limit] in {"max", "-1"}
@@ -211,7 +211,7 @@ async def test_what_was_used_v1(tmp_path: Path) -> None:
 
 
 async def test_groups_of_servers_that_are_gone_are_found_and_others_left(tmp_path: Path) -> None:
-    groups = Groups.probe(v2(tmp_path / "tree"), LIMITS.cores)
+    groups = Groups.probe(v2(tmp_path / "tree"), LIMITS.on)
     assert groups is not None
     folder = tmp_path / "tree/a/b"
     gone = [folder / f"mars-1-99999999999-{of}" for of in ("tool", "shell-1-99999999999")]

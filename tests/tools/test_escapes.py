@@ -150,6 +150,25 @@ async def test_cpu_seconds_of_children_that_nobody_waits_for() -> None:
         assert ran.finished.run_s > 0.5
 
 
+BURNERS = """
+import os, time
+end_s = time.monotonic() + 1.0
+child = os.fork()
+while time.monotonic() < end_s:
+    pass
+child and os.wait()
+"""
+
+
+async def test_one_core_of_two_that_are_shared_is_one_cores_time() -> None:
+    """Both burners may run where they like: without a quota affinity alone allows them both."""
+    async with serving(cores=(0, 1), share=2) as rig:
+        ran = await rig.python(BURNERS)
+        assert ran.finished.exit_code == 0
+        most = 1.3 if "cpu" in in_force(rig.runtime) else 2.2
+        assert ran.finished.cpu_s < most * ran.finished.run_s
+
+
 @BOTH
 async def test_a_lighter_weight_yields(cgroups: bool) -> None:
     """Two commands on one core: what the controls say of weight is what the kernel does."""

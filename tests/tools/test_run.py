@@ -69,6 +69,12 @@ async def test_runs_on_the_leased_core(core: int) -> None:
         assert (await rig.python(text)).stdout == f"[{core}]\n".encode()
 
 
+async def test_where_leases_share_the_cores_any_of_them_is_everybodys() -> None:
+    text = "import os; print(sorted(os.sched_getaffinity(0)))"
+    async with serving(cores=(0, 1), share=2) as rig:
+        assert (await rig.python(text)).stdout == b"[0, 1]\n"
+
+
 async def test_what_a_command_inherits(tmp_path: Path) -> None:
     """Its own session, default signals, no stdin, and no descriptor but the three."""
     text = """

@@ -4,6 +4,7 @@ A `Teller` is told a session's facts in order of time: it remembers what a fact 
 such as the turn of a call, since when it waits, and how much KV the call before it left behind.
 """
 
+from itertools import groupby
 from typing import Final, NamedTuple, assert_never
 
 from mars.bench.words import count, number, percent, seconds, size
@@ -181,8 +182,7 @@ def _say_tool(fact: ev.ToolEvent) -> Said:
         case ev.ToolQueued():
             return Said(f"{fact.tool}: asks for {number(fact.cores, 'core')}")
         case ev.ToolStarted():
-            on = "core " + ", ".join(map(str, fact.cores)) if fact.cores else "no core of its own"
-            return Said(f"{fact.tool}: runs on {on}{_after(fact.wait_s)}")
+            return Said(f"{fact.tool}: runs on {_cores(fact.cores)}{_after(fact.wait_s)}")
         case ev.ToolProgressed():
             now = f"has run {seconds(fact.run_s)} (CPU {_busy(fact)})"
             return Said(f"{fact.tool}: {now}, {size(fact.memory_bytes)} in memory")
@@ -194,6 +194,16 @@ def _say_tool(fact: ev.ToolEvent) -> Said:
             return Said(f"{fact.tool}: {ran}", "" if ended else fact.why, cost=not ended)
         case _:
             assert_never(fact)
+
+
+def _cores(numbers: tuple[int, ...]) -> str:
+    """`core 3`, `cores 1-7, 9`."""
+    rows = [
+        [number for _, number in row]
+        for _, row in groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0])
+    ]
+    names = ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}" for row in rows)
+    return f"{'core' if len(numbers) == 1 else 'cores'} {names}"
 
 
 def _busy(fact: ev.ToolProgressed | ev.ToolFinished) -> str:

@@ -56,4 +56,4 @@ def said(decision: Shut | FailOpen, now_s: float) -> GateShut | FailOpenChanged:
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     tool_id: ToolId
     cores: tuple[int, ...]
-    """CPU numbers the command may run on."""
+    """CPU numbers the command may run on: its own, or where leases share them all that are lent."""

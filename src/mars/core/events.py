@@ -220,6 +220,7 @@ class ToolQueued(Fact, frozen=True, kw_only=True):
     tool: str
     """Name of the tool: what durations are learned by."""
     cores: int
+    """So many it can use at a time."""
 
 
 class ToolStarted(Fact, frozen=True, kw_only=True):
@@ -227,6 +228,7 @@ class ToolStarted(Fact, frozen=True, kw_only=True):
     tool_id: ToolId
     tool: str
     cores: tuple[int, ...]
+    """CPU numbers it may run on: its own, or where leases share them all that are lent."""
     wait_s: float
     """Seconds the tool call waited for its cores."""
 

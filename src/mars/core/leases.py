@@ -1,8 +1,9 @@
 """Which tool call gets which cores.
 
-A lease is a number of whole cores, and of bytes of memory if that is limited, for as long as a
-command's process tree lives. `share` leases may be on a core at once (1: a core belongs to one
-command).
+A lease is a number of cores' worth of CPU time, and of bytes of memory if that is limited, for as
+long as a command's process tree lives. Where `share` is 1 it names cores, and nobody else has them
+meanwhile. Where it is more there are so many leases for each core, and each of them is for all
+cores: one that is idle is anybody's, and the system's scheduler finds it (docs/adr/0027).
 
 Who goes first is the `rank`'s to say; by default, who asked first. Whoever is first and does not
 fit is not overtaken by those behind it, so a call for many cores is not starved by calls for few.
@@ -21,6 +22,14 @@ LEASES_A_CORE: Final = 8
 stand idle while others queue for them. More than eight bring nothing (docs/adr/0022)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    cores: int
+    memory_bytes: int
+    own: tuple[int, ...] = ()
+    """CPU numbers that nobody else has; of shared ones none."""
+
+
 @dataclass(slots=True)
 class LeaseBook:
     cores: Sequence[int]
@@ -30,9 +39,10 @@ class LeaseBook:
     """For all leases together; None: not limited."""
     rank: Callable[[ToolId], tuple[float, ...]] | None = None
     """Ascending; asked when there is a core for one of several calls. None: who asked first."""
-    _load: dict[int, int] = field(default_factory=dict)
-    _queue: dict[ToolId, tuple[int, int]] = field(default_factory=dict)
-    _leases: dict[ToolId, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    _queue: dict[ToolId, _Lease] = field(default_factory=dict)
+    _leases: dict[ToolId, _Lease] = field(default_factory=dict)
+    _own: set[int] = field(default_factory=set)
+    _used: int = 0
     _used_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -40,7 +50,6 @@ class LeaseBook:
             raise InputError("no cores to lend: give the tool server at least one")
         if self.share < 1:
             raise InputError(f"a core cannot be shared by {self.share} leases: give at least 1")
-        self._load = dict.fromkeys(self.cores, 0)
 
     @property
     def running(self) -> int:
@@ -52,19 +61,19 @@ class LeaseBook:
 
     @property
     def slots(self) -> int:
-        return len(self._load) * self.share
+        return len(self.cores) * self.share
 
     def ask(self, tool_id: ToolId, cores: int, memory_bytes: int = 0) -> list[Grant]:
         """Queue a tool call. Raises InputError as `check_ask` does."""
         self.check_ask(tool_id, cores, memory_bytes)
-        self._queue[tool_id] = (cores, memory_bytes)
+        self._queue[tool_id] = _Lease(cores, memory_bytes)
         return self._grant()
 
     def check_ask(self, tool_id: ToolId, cores: int, memory_bytes: int = 0) -> None:
         """Raise InputError when it could never be granted; else change nothing."""
-        if not 1 <= cores <= len(self._load):
+        if not 1 <= cores <= len(self.cores):
             raise InputError(
-                f"a tool asked for {cores} cores; this server lends {len(self._load)} at most"
+                f"a tool asked for {cores} cores; this server lends {len(self.cores)} at most"
             )
         if self.memory_bytes is not None and memory_bytes > self.memory_bytes:
             raise InputError(
@@ -75,27 +84,26 @@ class LeaseBook:
 
     def give_back(self, tool_id: ToolId) -> list[Grant]:
         """End a lease or leave the queue; an id that is not known is no error (cancels race)."""
-        cores, memory_bytes = self._leases.pop(tool_id, ((), 0))
-        for core in cores:
-            self._load[core] -= 1
-        self._used_bytes -= memory_bytes
+        if lease := self._leases.pop(tool_id, None):
+            self._used -= lease.cores
+            self._used_bytes -= lease.memory_bytes
+            self._own.difference_update(lease.own)
         self._queue.pop(tool_id, None)
         return self._grant()
 
     def _grant(self) -> list[Grant]:
         grants: list[Grant] = []
-        while self._queue and (free := self._free()):
+        while self._queue and self._used < self.slots:
             tool_id = self._first()
-            cores, memory_bytes = self._queue[tool_id]
-            if len(free) < cores or not self._has_memory(memory_bytes):
+            asked = self._queue[tool_id]
+            if not self._fits(asked):
                 break
             del self._queue[tool_id]
-            lent = tuple(sorted(free[:cores]))
-            for core in lent:
-                self._load[core] += 1
-            self._used_bytes += memory_bytes
-            self._leases[tool_id] = (lent, memory_bytes)
-            grants.append(Grant(tool_id=tool_id, cores=lent))
+            self._used += asked.cores
+            self._used_bytes += asked.memory_bytes
+            own = self._take(asked.cores) if self.share == 1 else ()
+            self._leases[tool_id] = _Lease(asked.cores, asked.memory_bytes, own)
+            grants.append(Grant(tool_id=tool_id, cores=own or tuple(self.cores)))
         return grants
 
     def _first(self) -> ToolId:
@@ -103,21 +111,24 @@ class LeaseBook:
             return next(iter(self._queue))
         return min(self._queue, key=self.rank)
 
-    def _free(self) -> list[int]:
-        """Cores that take one more lease, the calmest first."""
-        free = (core for core, load in self._load.items() if load < self.share)
-        return sorted(free, key=lambda core: (self._load[core], core))
+    def _fits(self, asked: _Lease) -> bool:
+        used_bytes = self._used_bytes + asked.memory_bytes
+        return self._used + asked.cores <= self.slots and (
+            self.memory_bytes is None or used_bytes <= self.memory_bytes
+        )
 
-    def _has_memory(self, memory_bytes: int) -> bool:
-        return self.memory_bytes is None or self._used_bytes + memory_bytes <= self.memory_bytes
+    def _take(self, cores: int) -> tuple[int, ...]:
+        own = tuple(sorted({*self.cores} - self._own)[:cores])
+        self._own.update(own)
+        return own
 
     def check(self) -> None:
         """Raise AssertionError when the book does not add up (tests call it after every event)."""
-        lent = dict.fromkeys(self._load, 0)
-        for cores, _ in self._leases.values():
-            for core in cores:
-                lent[core] += 1
-        assert lent == self._load, "a core is lent that no lease names"  # noqa: S101
-        used_bytes = sum(memory for _, memory in self._leases.values())
+        leases = self._leases.values()
+        own = [core for lease in leases for core in lease.own]
+        used_bytes = sum(lease.memory_bytes for lease in leases)
+        assert sum(lease.cores for lease in leases) == self._used, "no lease names what is used"  # noqa: S101
         assert used_bytes == self._used_bytes, "memory is lent that no lease names"  # noqa: S101
-        assert all(load <= self.share for load in lent.values()), "a core is lent twice"  # noqa: S101
+        assert self._used <= self.slots, "more is lent than there is"  # noqa: S101
+        assert {*own} == self._own, "a core is lent that no lease names"  # noqa: S101
+        assert len({*own}) == len(own), "a core is lent twice"  # noqa: S101

@@ -123,8 +123,8 @@ class TenantShares:
             case ev.CallServed():
                 started_s = self._started_s.pop(event.call_id, event.at_s)
                 self._charge(event.session_id, event.at_s - started_s)
-            case ev.ToolStarted():
-                self._cores[event.tool_id] = max(1, len(event.cores))
+            case ev.ToolQueued():
+                self._cores[event.tool_id] = event.cores
                 _bound(self._cores)
             case ev.ToolFinished():
                 cores = self._cores.pop(event.tool_id, 0)

@@ -1,1 +1,1 @@
-"""The tool runtime: commands of agents, run under leases of whole cores."""
+"""The tool runtime: commands of agents, run under core leases."""

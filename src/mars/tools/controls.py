@@ -70,7 +70,8 @@ class Controls:
 
     def limits(self, ask: Ask, cores: tuple[int, ...]) -> Limits:
         return Limits(
-            cores=cores,
+            cores=ask.cores,
+            on=cores,
             weight=self.settings.weight,
             processes=self.settings.processes,
             memory_bytes=self.memory_bytes(ask),

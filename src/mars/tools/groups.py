@@ -32,7 +32,10 @@ _OURS = re.compile(r"mars-(?P<server>\d+-\d+)-(?:shell-(?P<shell>\d+-\d+)|.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    cores: tuple[int, ...]
+    cores: int
+    """CPU time, in cores' worth."""
+    on: tuple[int, ...]
+    """CPU numbers."""
     weight: int
     """As cgroup v2's cpu.weight: 100 is what everybody has."""
     processes: int
@@ -66,7 +69,7 @@ class Groups:
         return f"cgroup {self._tree.version}: {', '.join(self.names) or 'no controllers'}"
 
     def works(self, cores: tuple[int, ...]) -> bool:
-        limits = Limits(cores=cores, weight=100, processes=100, memory_bytes=1 << 30)
+        limits = Limits(cores=len(cores), on=cores, weight=100, processes=100, memory_bytes=1 << 30)
         try:
             self.make("probe", limits).remove()
         except OSError:
@@ -119,7 +122,7 @@ class Groups:
 
     def _writes(self, controller: str, limits: Limits) -> Iterator[tuple[str, str]]:
         version = self._tree.version
-        quota_us = len(limits.cores) * _PERIOD_US
+        quota_us = limits.cores * _PERIOD_US
         match controller, version:
             case "cpu", "v2":
                 yield "cpu.max", f"{quota_us} {_PERIOD_US}"
@@ -129,7 +132,7 @@ class Groups:
                 yield "cpu.cfs_quota_us", str(quota_us)
                 yield "cpu.shares", str(limits.weight * 1024 // 100)
             case "cpuset", _:
-                yield "cpuset.cpus", ",".join(map(str, limits.cores))
+                yield "cpuset.cpus", ",".join(map(str, limits.on))
                 if version == "v1":  # v2 inherits its nodes
                     ours = self._tree.folders["cpuset"] / "cpuset.mems"
                     yield "cpuset.mems", ours.read_text().strip()

@@ -16,7 +16,7 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kept_cores: Annotated[int, msgspec.Meta(ge=0)] = 1
     """Never lent: for gateway, engine and tool server. One at least is lent all the same."""
     share: Annotated[int, msgspec.Meta(ge=1, le=64)] = LEASES_A_CORE
-    """Leases that may be on one core at once. 1: a command has its cores to itself."""
+    """Leases for each core. 1: a command has its cores to itself; more: all share all cores."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] = 600.0
     """Longest run of a command that does not name its own."""
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 2.0

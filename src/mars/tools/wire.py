@@ -72,7 +72,7 @@ class ShellEntry(Ask, frozen=True, kw_only=True):
 
 
 class ShellEntered(msgspec.Struct, frozen=True, kw_only=True):
-    """The shell and what it starts are on the leased cores."""
+    """The shell and what it starts run under the lease."""
 
     tool_id: str
     cores: tuple[int, ...]
@@ -99,7 +99,7 @@ class Queued(_Line, frozen=True, kw_only=True):
 
 class Started(_Line, frozen=True, kw_only=True):
     cores: tuple[int, ...]
-    """CPU numbers the command runs on."""
+    """CPU numbers the command may run on."""
     wait_s: float
 
 
