@@ -11,7 +11,7 @@ from mars.tools.group import Group
 from mars.tools.groups import Groups, Limits
 from mars.tools.orphans import is_alive, mark_of
 
-LIMITS = Limits(cores=2, on=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)
+LIMITS = Limits(quota_cores=2, on=(2, 5), weight=50, processes=77, memory_bytes=1 << 30)
 V1 = """\
 9:pids:/
 8:memory:/fleet
@@ -134,14 +134,15 @@ def test_what_a_lease_writes_v1(tmp_path: Path) -> None:
     }
 
 
-def test_without_a_limit_memory_is_not_limited(tmp_path: Path) -> None:
-    free = Limits(cores=1, on=(0,), weight=100, processes=9, memory_bytes=0)
+def test_without_a_limit_neither_memory_nor_cpu_time_is_limited(tmp_path: Path) -> None:
+    free = Limits(quota_cores=0, on=(0,), weight=100, processes=9, memory_bytes=0)
     (two, one) = (tmp_path / "v2", tmp_path / "v1")
     groups = Groups.probe(v2(two), LIMITS.on), Groups.probe(v1(one), LIMITS.on)
     assert groups[0] is not None
     assert groups[1] is not None
-    assert files_of(groups[0].make("tool", free))["memory.max"] == "max"
-    assert "memory" not in groups[1].make("tool", free).folders
+    written = [files_of(group.make("tool", free)) for group in groups if group is not None]
+    assert (written[0]["memory.max"], written[0]["cpu.max"]) == ("max", "max 100000")
+    assert (written[1]["cpu.cfs_quota_us"], "memory.limit_in_bytes" in written[1]) == ("-1", False)
 
 
 def test_controllers_that_the_system_does_not_give_are_left_out(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_server_with_others_in_its_group_stays(tmp_path: Path) -> None:
 
 def test_limits_of_a_shell_change_and_leave_it_what_it_has(tmp_path: Path) -> None:
     """What is in use is not taken away: v2 would kill for it, v1 refuses the limit."""
-    free = Limits(cores=1, on=(0,), weight=1, processes=9, memory_bytes=0)
+    free = Limits(quota_cores=0, on=(0,), weight=1, processes=9, memory_bytes=0)
     (two, one) = (tmp_path / "v2", tmp_path / "v1")
     for tree, limit, in_use in (
         (v2(two), "memory.max", "memory.current"),

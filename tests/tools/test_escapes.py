@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.tools.conftest import all_gone, children, serving, until
+from tests.tools.conftest import all_gone, children, request, serving, until
 
 from mars.tools.runtime import ToolRuntime
 
@@ -151,30 +151,55 @@ async def test_cpu_seconds_of_children_that_nobody_waits_for() -> None:
 
 
 BURNERS = """
-import os, time
-end_s = time.monotonic() + 1.0
-child = os.fork()
-while time.monotonic() < end_s:
-    pass
-child and os.wait()
+import os, sys, time
+end_s = time.monotonic() + 1.5
+for _ in range(int(sys.argv[1])):
+    if os.fork() == 0:
+        while time.monotonic() < end_s:
+            pass
+        os._exit(0)
+for _ in range(int(sys.argv[1])):
+    os.wait()
 """
 
 
-async def test_one_core_of_two_that_are_shared_is_one_cores_time() -> None:
-    """Both burners may run where they like: without a quota affinity alone allows them both."""
+async def test_many_processes_of_one_command_weigh_as_one_of_another() -> None:
+    """On a core that leases share."""
+    async with serving(share=2) as rig:
+        one, many = await asyncio.gather(
+            *(rig.run(sys.executable, "-c", BURNERS, count) for count in ("1", "8"))
+        )
+        assert one.finished.exit_code == many.finished.exit_code == 0
+        if "cpu" in in_force(rig.runtime):
+            assert many.finished.cpu_s < 3.0 * one.finished.cpu_s
+
+
+async def test_a_wide_command_weighs_as_many_as_it_asked_for() -> None:
     async with serving(cores=(0, 1), share=2) as rig:
-        ran = await rig.python(BURNERS)
-        assert ran.finished.exit_code == 0
-        most = 1.3 if "cpu" in in_force(rig.runtime) else 2.2
-        assert ran.finished.cpu_s < most * ran.finished.run_s
+        shared = rig.runtime.controls.limits(request("true", cores=2), (0, 1))
+        assert (shared.quota_cores, shared.on, shared.weight) == (0, (0, 1), 200)
+    async with serving(cores=(0, 1)) as rig:
+        own = rig.runtime.controls.limits(request("true", cores=1), (1,))
+        assert (own.quota_cores, own.on, own.weight) == (1, (1,), 100)
 
 
 @BOTH
 async def test_a_lighter_weight_yields(cgroups: bool) -> None:
-    """Two commands on one core: what the controls say of weight is what the kernel does."""
+    """A command and somebody else's on one core: what is said of weight is what the kernel does."""
     async with serving(cgroups=cgroups, weight=10) as rig:
         ran = await rig.sh("nice")
         assert int(ran.stdout) == (0 if "cpu" in in_force(rig.runtime) else 10)
+        text = "import os; os.sched_setaffinity(0, [0])\nwhile True: pass"
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", text, start_new_session=True
+        )
+        theirs = psutil.Process(other.pid)
+        before_s = theirs.cpu_times().user
+        ours = await rig.run(sys.executable, "-c", BURNERS, "1")
+        theirs_s = theirs.cpu_times().user - before_s
+        other.kill()
+        await other.wait()
+        assert ours.finished.cpu_s < 0.5 * theirs_s
 
 
 ORPHANED = """

@@ -220,7 +220,7 @@ class ToolQueued(Fact, frozen=True, kw_only=True):
     tool: str
     """Name of the tool: what durations are learned by."""
     cores: int
-    """So many it can use at a time."""
+    """That it asks for."""
 
 
 class ToolStarted(Fact, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
 """Which tool call gets which cores.
 
-A lease is a number of cores' worth of CPU time, and of bytes of memory if that is limited, for as
-long as a command's process tree lives. Where `share` is 1 it names cores, and nobody else has them
-meanwhile. Where it is more there are so many leases for each core, and each of them is for all
-cores: one that is idle is anybody's, and the system's scheduler finds it (docs/adr/0027).
+A lease is a number of cores, and of bytes of memory if that is limited, for as long as a command's
+process tree lives. Where `share` is 1 it names cores, and nobody else has them meanwhile. Where it
+is more there are so many leases for each core, and all of them are for all cores: one that is idle
+is anybody's, and the system's scheduler finds it (docs/adr/0027).
 
 Who goes first is the `rank`'s to say; by default, who asked first. Whoever is first and does not
 fit is not overtaken by those behind it, so a call for many cores is not starved by calls for few.

@@ -16,6 +16,7 @@ from mars.tools.sandbox import sandboxed, why_no_sandbox
 from mars.tools.settings import ToolSettings, lendable
 from mars.tools.wire import Ask, RunRequest
 
+_MOST_WEIGHT = 10_000
 _NICE_STEP = 1.25
 """CPU time that a step of nice is worth: `sched_prio_to_weight` in Linux' kernel/sched/core.c."""
 
@@ -69,10 +70,11 @@ class Controls:
         return self.groups.make(name, self.limits(ask, cores)) if self.groups else None
 
     def limits(self, ask: Ask, cores: tuple[int, ...]) -> Limits:
+        """Of shared cores whatever is idle may be used; where nothing is, the weights count."""
         return Limits(
-            cores=ask.cores,
+            quota_cores=ask.cores if self.settings.share == 1 else 0,
             on=cores,
-            weight=self.settings.weight,
+            weight=min(_MOST_WEIGHT, self.settings.weight * ask.cores),
             processes=self.settings.processes,
             memory_bytes=self.memory_bytes(ask),
         )

@@ -32,12 +32,12 @@ _OURS = re.compile(r"mars-(?P<server>\d+-\d+)-(?:shell-(?P<shell>\d+-\d+)|.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    cores: int
-    """CPU time, in cores' worth."""
+    quota_cores: int
+    """CPU time, in cores' worth; 0: no limit."""
     on: tuple[int, ...]
     """CPU numbers."""
     weight: int
-    """As cgroup v2's cpu.weight: 100 is what everybody has."""
+    """As cgroup v2's cpu.weight: 100 is what everybody has, 10,000 the most."""
     processes: int
     memory_bytes: int
     """0: no limit."""
@@ -69,7 +69,9 @@ class Groups:
         return f"cgroup {self._tree.version}: {', '.join(self.names) or 'no controllers'}"
 
     def works(self, cores: tuple[int, ...]) -> bool:
-        limits = Limits(cores=len(cores), on=cores, weight=100, processes=100, memory_bytes=1 << 30)
+        limits = Limits(
+            quota_cores=len(cores), on=cores, weight=100, processes=100, memory_bytes=1 << 30
+        )
         try:
             self.make("probe", limits).remove()
         except OSError:
@@ -122,14 +124,14 @@ class Groups:
 
     def _writes(self, controller: str, limits: Limits) -> Iterator[tuple[str, str]]:
         version = self._tree.version
-        quota_us = limits.cores * _PERIOD_US
+        quota_us = limits.quota_cores * _PERIOD_US or None
         match controller, version:
             case "cpu", "v2":
-                yield "cpu.max", f"{quota_us} {_PERIOD_US}"
+                yield "cpu.max", f"{quota_us or 'max'} {_PERIOD_US}"
                 yield "cpu.weight", str(limits.weight)
             case "cpu", "v1":
                 yield "cpu.cfs_period_us", str(_PERIOD_US)
-                yield "cpu.cfs_quota_us", str(quota_us)
+                yield "cpu.cfs_quota_us", str(quota_us or -1)
                 yield "cpu.shares", str(limits.weight * 1024 // 100)
             case "cpuset", _:
                 yield "cpuset.cpus", ",".join(map(str, limits.on))

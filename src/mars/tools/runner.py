@@ -88,7 +88,20 @@ def _take_place(groups: list[str], cores: list[int], nice: int) -> int:
         os.nice(nice)
     except OSError as error:
         return _complain(f"cannot take up the lease: {error}", _CANNOT_RUN)
+    if nice:
+        _be_nice_to_other_sessions(nice)
     return 0
+
+
+def _be_nice_to_other_sessions(nice: int) -> None:
+    """As far as the system lets us: where a session is a scheduling group of its own (sched(7),
+    autogroup), `nice` counts inside it only.
+    """
+    try:
+        with open("/proc/self/autogroup", "w") as file:  # noqa: PTH123
+            file.write(str(nice))
+    except OSError:
+        return  # there are none; or another was told a moment ago, and we are not root
 
 
 def _become(argv: list[str], cwd: str | None, env: dict[str, str]) -> int:
