@@ -1,4 +1,4 @@
-"""Cores that are shared, beside a table of what everybody has still to burn."""
+"""Cores that are shared: as a system that gives everybody, in small steps, an equal part."""
 
 import random
 from math import inf
@@ -8,20 +8,32 @@ import pytest
 from mars.sim.cores import Burn, SharedCores
 
 
+def rates(widths: list[int], cores: int) -> list[float]:
+    """Pour it out: who has its width is full, the others rise together."""
+    got, left, thirsty = [0.0] * len(widths), float(cores), set(range(len(widths)))
+    while left > 1e-12 and thirsty:
+        sip = min(left / len(thirsty), *(widths[one] - got[one] for one in thirsty))
+        for one in thirsty:
+            got[one] += sip
+        left -= sip * len(thirsty)
+        thirsty = {one for one in thirsty if got[one] < widths[one] - 1e-12}
+    return got
+
+
 @pytest.mark.parametrize("seed", range(40))
-def test_everybody_has_the_same_part_of_the_cores_that_it_asked_for(seed: int) -> None:
+def test_everybody_burns_as_fast_as_an_equal_part_of_the_cores_lets_it(seed: int) -> None:
     chance = random.Random(seed)
     cores = chance.randint(1, 6)
     shared = SharedCores(cores)
     left_s: dict[Burn, float] = {}
     now_s = 0.0
     for _ in range(80):
-        part = min(1.0, cores / max(1, sum(burn.cores for burn in left_s)))
-        next_s = min((now_s + left_s[it] / (part * it.cores) for it in left_s), default=inf)
+        got = dict(zip(left_s, rates([burn.width for burn in left_s], cores), strict=True))
+        next_s = min((now_s + left_s[burn] / got[burn] for burn in left_s), default=inf)
         assert shared.next_s == pytest.approx(next_s, abs=1e-9)
         until_s = min(next_s, now_s + chance.uniform(0.0, 2.0))
         for burn in left_s:
-            left_s[burn] -= part * burn.cores * (until_s - now_s)
+            left_s[burn] -= got[burn] * (until_s - now_s)
         now_s = until_s
         if now_s == next_s:
             assert left_s.pop(shared.take(shared.next_s)) == pytest.approx(0.0, abs=1e-9)

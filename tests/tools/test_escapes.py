@@ -174,13 +174,13 @@ async def test_many_processes_of_one_command_weigh_as_one_of_another() -> None:
             assert many.finished.cpu_s < 3.0 * one.finished.cpu_s
 
 
-async def test_a_wide_command_weighs_as_many_as_it_asked_for() -> None:
+async def test_a_quota_is_only_on_cores_of_its_own() -> None:
     async with serving(cores=(0, 1), share=2) as rig:
         shared = rig.runtime.controls.limits(request("true", cores=2), (0, 1))
-        assert (shared.quota_cores, shared.on, shared.weight) == (0, (0, 1), 200)
+        assert (shared.quota_cores, shared.on) == (0, (0, 1))
     async with serving(cores=(0, 1)) as rig:
         own = rig.runtime.controls.limits(request("true", cores=1), (1,))
-        assert (own.quota_cores, own.on, own.weight) == (1, (1,), 100)
+        assert (own.quota_cores, own.on) == (1, (1,))
 
 
 @BOTH

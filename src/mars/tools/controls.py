@@ -16,7 +16,6 @@ from mars.tools.sandbox import sandboxed, why_no_sandbox
 from mars.tools.settings import ToolSettings, lendable
 from mars.tools.wire import Ask, RunRequest
 
-_MOST_WEIGHT = 10_000
 _NICE_STEP = 1.25
 """CPU time that a step of nice is worth: `sched_prio_to_weight` in Linux' kernel/sched/core.c."""
 
@@ -70,11 +69,11 @@ class Controls:
         return self.groups.make(name, self.limits(ask, cores)) if self.groups else None
 
     def limits(self, ask: Ask, cores: tuple[int, ...]) -> Limits:
-        """Of shared cores whatever is idle may be used; where nothing is, the weights count."""
+        """Of shared cores whatever is idle may be used; where nothing is, all have equal parts."""
         return Limits(
             quota_cores=ask.cores if self.settings.share == 1 else 0,
             on=cores,
-            weight=min(_MOST_WEIGHT, self.settings.weight * ask.cores),
+            weight=self.settings.weight,
             processes=self.settings.processes,
             memory_bytes=self.memory_bytes(ask),
         )

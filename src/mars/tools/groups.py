@@ -37,7 +37,7 @@ class Limits:
     on: tuple[int, ...]
     """CPU numbers."""
     weight: int
-    """As cgroup v2's cpu.weight: 100 is what everybody has, 10,000 the most."""
+    """As cgroup v2's cpu.weight: 100 is what everybody has."""
     processes: int
     memory_bytes: int
     """0: no limit."""

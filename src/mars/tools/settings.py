@@ -17,7 +17,7 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Never lent: for gateway, engine and tool server. One at least is lent all the same."""
     share: Annotated[int, msgspec.Meta(ge=1, le=64)] = LEASES_A_CORE
     """Leases for each core. 1: a command has its cores to itself; more: all share all of them, in
-    proportion to the cores that each asked for."""
+    equal parts."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] = 600.0
     """Longest run of a command that does not name its own."""
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 2.0
@@ -32,8 +32,7 @@ class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     processes: Annotated[int, msgspec.Meta(ge=1, le=4_194_304)] = 4096
     """Most processes and threads of a command, where a control group can limit them."""
     weight: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
-    """CPU time of a command, for each core that it asked for, beside a process of somebody else's
-    on its core, which has 100."""
+    """CPU time of a command beside a process of somebody else's on its core, which has 100."""
     cgroups: bool = True
     """Use control groups as far as the system allows. Off: affinity and nice only."""
     sandbox: bool = False
