@@ -20,8 +20,15 @@ BOTH = pytest.mark.parametrize("cgroups", [True, False])
 BOMB = """
 import os, time
 end_s = time.monotonic() + 20
+left, fill = os.pipe()
+os.write(fill, bytes(5000))
+os.set_blocking(left, False)
 refused = 0
 while time.monotonic() < end_s:
+    try:
+        os.read(left, 1)
+    except BlockingIOError:
+        continue
     try:
         os.fork()
     except OSError:
@@ -29,7 +36,7 @@ while time.monotonic() < end_s:
             print("refused", flush=True)
         refused += 1
 """
-"""Ends by itself, should we fail."""
+"""Ends by itself, and with so many forks, should we fail."""
 DAEMON = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -19,7 +19,8 @@ from mars.core.ids import ToolId
 
 LEASES_A_CORE: Final = 8
 """`share` where nobody says. Commands of agents mostly wait: cores that take one lease at a time
-stand idle while others queue for them. More than eight bring nothing (docs/adr/0022)."""
+stand idle while others queue for them. More than eight cost the tail what they win of the mean
+(docs/adr/0022, 0027)."""
 
 
 @dataclass(frozen=True, slots=True)
