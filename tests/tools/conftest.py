@@ -160,6 +160,7 @@ def check_events(events: list[Event], share: int = 1, *, outlasting: bool = Fals
     """Every call is queued, perhaps started, finished; what is sampled adds up at every moment."""
     queued: dict[str, ToolQueued] = {}
     running: dict[str, ToolStarted] = {}
+    cores: dict[str, int] = {}
     progress: dict[str, list[ToolProgressed]] = {}
     wait_s = 0.0
     assert [event.at_s for event in events] == sorted(event.at_s for event in events)
@@ -176,8 +177,13 @@ def check_events(events: list[Event], share: int = 1, *, outlasting: bool = Fals
                 if event.wait_s:  # who joins a lease has not stood in line
                     wait_s += 0.2 * (event.wait_s - wait_s)
                 running[event.tool_id] = event
+                cores[event.tool_id] = before.cores
                 lent = [core for started in running.values() for core in started.cores]
-                assert share > 1 or len({*lent}) == len(lent)
+                if share == 1:
+                    assert len({*lent}) == len(lent)
+                else:
+                    assert {started.cores for started in running.values()} == {event.cores}
+                    assert sum(cores[it] for it in running) <= share * len(event.cores)
             case ToolProgressed():
                 seen = progress.setdefault(event.tool_id, [])
                 ran_s = event.at_s - running[event.tool_id].at_s

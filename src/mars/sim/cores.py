@@ -17,7 +17,7 @@ class Burn:
 
     width: int
     """Cores that it can use at most."""
-    until_s: float = 0.0
+    until_s: float
     """What its width's clock then says."""
     is_over: bool = False
 

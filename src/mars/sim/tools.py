@@ -68,7 +68,7 @@ class ToolPool:
         self._cores = SharedCores(settings.cores) if settings.share > 1 else None
         self._burning: dict[Burn, _Run] = {}
         self._foretold = 0
-        """Ends so far: all but the newest do not count."""
+        """So many times an end was: only the newest counts."""
         self._start_s = settings.start_s
         self._emit, self._at = emit, at
         self._runs: dict[ToolId, _Run] = {}
