@@ -19,13 +19,12 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-import aiohttp
 from rich.console import Console
 from rich.table import Table
 
 from mars.bench import burn
 from mars.bench.own_stack import offered, own_stack
-from mars.bench.points import Server, call, random_prompt, stream
+from mars.bench.points import Server, call, http_to_engine, random_prompt, stream
 from mars.bench.words import ratio
 from mars.tools.client import ToolClient
 from mars.tools.wire import RunRequest
@@ -105,9 +104,7 @@ async def _bench(
     vllm_args: tuple[str, ...],
 ) -> tuple[dict[str, list[Seen]], str]:
     async with AsyncExitStack() as exits:
-        http = await exits.enter_async_context(
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
-        )
+        http = await exits.enter_async_context(http_to_engine())
         stack, _ = await exits.enter_async_context(own_stack(model, folder, vllm_args, overrides))
         served, _ = await offered(http, stack.base_url)
         through, past = (

@@ -6,14 +6,13 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import aiohttp
 import click
 from rich.console import Console
 from rich.table import Table
 
 from mars.bench.calibrate import Fit, fit, profile_of
 from mars.bench.own_stack import offered, own_stack
-from mars.bench.points import Point, Server, command_s, kv_capacity, measure
+from mars.bench.points import Point, Server, command_s, http_to_engine, kv_capacity, measure
 from mars.core.errors import InputError
 from mars.sim.profiles import Profile, write_profile
 from mars.tools.client import ToolClient
@@ -58,11 +57,8 @@ async def _calibrate(
     folder: Path,
     vllm_args: tuple[str, ...],
 ) -> tuple[list[Point], Fit, Profile]:
-    timeout = aiohttp.ClientTimeout(total=None)
     async with contextlib.AsyncExitStack() as exits:
-        http = await exits.enter_async_context(
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
-        )
+        http = await exits.enter_async_context(http_to_engine())
         tools: ToolClient | None = None
         if upstream is None:
             stack, vllm_args = await exits.enter_async_context(own_stack(model, folder, vllm_args))

@@ -28,6 +28,7 @@ import aiohttp
 from mars.bench import burn
 from mars.bench.drive import FIRST_TOKEN, LAST_TOKEN
 from mars.core.errors import InputError, PartDiedError
+from mars.gateway.upstream import KEEP_S
 from mars.tools.client import ToolClient
 from mars.tools.wire import RunRequest
 
@@ -68,6 +69,16 @@ class Server:
     engine_url: str
     model: str
     step_tokens: int
+
+
+def http_to_engine() -> aiohttp.ClientSession:
+    """Waits for ever, opens any number of connections, and sends nothing into one that vLLM is
+    about to close.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
 
 
 async def measure(server: Server, *, most_tokens: int, seed: int = 1) -> list[Point]:

@@ -31,7 +31,7 @@ _HOP_BY_HOP: Final = frozenset(
 """RFC 9110, 7.6.1, and what `Connection` names besides."""
 _NOT_OURS_TO_PASS: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 
-_KEEP_S: Final = 2.0
+KEEP_S: Final = 2.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: a request sent into
 that closing would fail, and a POST must not be tried twice."""
 
@@ -59,7 +59,7 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._set.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),  # clients must not share cookies
             auto_decompress=False,
