@@ -14,10 +14,9 @@ from mars.bench.points import Point
 from mars.bench.rounds import Round
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
-from mars.sim.engine import EngineSettings
 from mars.sim.profiles import load_profile, write_profile
-from mars.sim.run import SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.run import simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.trace import Recorded, Tool, Turn
 
 TRUE = {

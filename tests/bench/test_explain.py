@@ -19,10 +19,9 @@ from mars.bench.tell import Teller
 from mars.core import events as ev
 from mars.core.ids import SessionId
 from mars.policy.presets import Scheduling
-from mars.sim.cost import Linear
-from mars.sim.engine import EngineSettings
-from mars.sim.run import SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.laws import Linear
+from mars.sim.run import simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 
 COST = Linear(step_s=0.010, prefill_token_s=0.0002, decode_call_s=0.001).cost()
 POLICIES = ("fcfs", "mars", "mars-aimd", "thunderagent", "concur")

@@ -9,10 +9,9 @@ from mars.compare.row import Row
 from mars.core import events as ev
 from mars.policy.presets import PRESETS, Scheduling
 from mars.sim.bounds import bounds
-from mars.sim.cost import Linear
-from mars.sim.engine import EngineSettings
-from mars.sim.run import Outcome, SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.laws import Linear
+from mars.sim.run import Outcome, simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.synthetic import Synthetic, sessions
 from mars.workload.trace import Recorded, Tool, Turn
 

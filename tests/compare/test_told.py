@@ -14,11 +14,10 @@ from mars.config import Settings, load_settings
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.presets import PRESETS, Scheduling
-from mars.sim.engine import EngineSettings
 from mars.sim.needs import need_of
 from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import EngineSettings, ToolSettings
 from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Recorded, Tool, Turn
 

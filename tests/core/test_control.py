@@ -16,9 +16,10 @@ from mars.core.decisions import Admit, Decision, Pause, Shut
 from mars.core.errors import IllegalMoveError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.pressure import Pressure
-from mars.core.residency import Residency, ResidencySettings
+from mars.core.residency import Residency
 from mars.core.session import Phase, Session
-from mars.core.window import Window, WindowSettings
+from mars.core.settings import ResidencySettings, WindowSettings
+from mars.core.window import Window
 
 
 class NeverAdmit(Open):

@@ -5,7 +5,8 @@ from mars.core.control import ControlPlane
 from mars.core.decisions import Admit
 from mars.core.estimate import Newcomers, PrefillRate
 from mars.core.ids import CallId, SessionId
-from mars.core.window import Window, WindowSettings
+from mars.core.settings import WindowSettings
+from mars.core.window import Window
 
 
 def test_the_prefill_rate_is_of_large_steps_only() -> None:

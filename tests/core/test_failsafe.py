@@ -9,10 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.policy.fleet import Fleet
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GateSettings
+from mars.core.admission import Admission
 from mars.core.ids import CallId, SessionId
-from mars.core.residency import Residency, ResidencySettings
-from mars.core.window import Window, WindowSettings
+from mars.core.residency import Residency
+from mars.core.settings import GateSettings, ResidencySettings, WindowSettings
+from mars.core.window import Window
 from mars.policy.concur import Concur, ConcurSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings

@@ -13,8 +13,9 @@ from mars.core.control import ControlPlane
 from mars.core.decisions import Admit
 from mars.core.family import start_s
 from mars.core.ids import SessionId
-from mars.core.residency import Residency, ResidencySettings
-from mars.core.window import Window, WindowSettings
+from mars.core.residency import Residency
+from mars.core.settings import ResidencySettings, WindowSettings
+from mars.core.window import Window
 
 
 def child(name: str, parent: str, at_s: float = 0.0, prompt_bytes: int = 0) -> ev.SessionArrived:

@@ -9,9 +9,10 @@ from tests.core.test_failsafe import ADMISSIONS
 from tests.policy.fleet import BYTES_A_TOKEN, Fleet
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GateSettings
+from mars.core.admission import Admission
 from mars.core.ids import SessionId
-from mars.core.window import Window, WindowSettings
+from mars.core.settings import GateSettings, WindowSettings
+from mars.core.window import Window
 
 WAIT_S = 60.0
 BOUNDED = GateSettings(blind_s=1e9, wait_s=WAIT_S)

@@ -10,11 +10,18 @@ from tests.core.test_failsafe import ADMISSIONS, SIGHTED
 from tests.policy.fleet import Fleet
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GateSettings, Open
+from mars.core.admission import Admission, Open
 from mars.core.quotas import Quotas
-from mars.core.residency import Residency, ResidencySettings
-from mars.core.tenants import Limits, TenantLimits, TenantSettings
-from mars.core.window import Window, WindowSettings
+from mars.core.residency import Residency
+from mars.core.settings import (
+    GateSettings,
+    Limits,
+    ResidencySettings,
+    TenantLimits,
+    TenantSettings,
+    WindowSettings,
+)
+from mars.core.window import Window
 
 EVERYBODY: dict[str, Callable[[], Admission]] = {"open": Open, **ADMISSIONS}
 every_admission = pytest.mark.parametrize("make", EVERYBODY.values(), ids=EVERYBODY)

@@ -10,8 +10,9 @@ from mars.core.control import ControlPlane
 from mars.core.decisions import Admit, Shut
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Pressure
-from mars.core.residency import Residency, ResidencySettings
+from mars.core.residency import Residency
 from mars.core.session import Session
+from mars.core.settings import ResidencySettings
 
 CALM = Pressure()
 

@@ -18,8 +18,8 @@ from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.ids import SessionId
 from mars.core.quotas import Quotas
-from mars.core.residency import Residency, ResidencySettings
-from mars.core.tenants import TenantLimits, TenantSettings
+from mars.core.residency import Residency
+from mars.core.settings import ResidencySettings, TenantLimits, TenantSettings
 
 
 @given(

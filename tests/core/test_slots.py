@@ -6,8 +6,8 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mars.core.settings import Limits, TenantLimits, TenantSettings
 from mars.core.slots import Slot, Slots
-from mars.core.tenants import Limits, TenantLimits, TenantSettings
 
 LIMITS = {"a": 1, "b": 2}
 OTHERS = 3

@@ -8,7 +8,8 @@ from mars.core import events as ev
 from mars.core import tenants
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.core.tenants import TenantSettings, TenantShares, TenantWeight
+from mars.core.settings import TenantSettings, TenantWeight
+from mars.core.tenants import TenantShares
 
 
 def shares(core_price: float = 1.0, **weights: float) -> TenantShares:

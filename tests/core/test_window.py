@@ -15,7 +15,8 @@ from mars.core.decisions import Admit
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Hysteresis, Pressure
 from mars.core.session import Session
-from mars.core.window import Window, WindowSettings
+from mars.core.settings import WindowSettings
+from mars.core.window import Window
 
 CALM = Pressure()
 KV_FULL = Pressure(kv_used_frac=0.95)

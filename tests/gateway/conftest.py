@@ -24,8 +24,8 @@ from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.control import ControlPlane
 from mars.core.quotas import Quotas
+from mars.core.settings import WindowSettings
 from mars.core.slots import Slots
-from mars.core.window import WindowSettings
 from mars.gateway.app import build_app
 from mars.gateway.desk import Desk
 from mars.gateway.keys import KeyRing

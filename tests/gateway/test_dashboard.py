@@ -14,7 +14,7 @@ from tests.gateway.test_metrics import tool_finished, tool_started
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.core.tenants import Limits, TenantSettings
+from mars.core.settings import Limits, TenantSettings
 
 ROOT = Path(__file__).parents[2]
 BOARD = json.loads((ROOT / "deploy" / "grafana.json").read_text())

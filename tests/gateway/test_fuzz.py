@@ -15,7 +15,7 @@ from mars.core.decisions import Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
-from mars.core.window import WindowSettings
+from mars.core.settings import WindowSettings
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling
 

@@ -14,7 +14,7 @@ from tests.gateway.scripted import DONE, Engine, Exchange, on_cue, serving, unti
 from mars.core import events as ev
 from mars.core.ids import SessionId
 from mars.core.quotas import Quotas
-from mars.core.tenants import TenantLimits, TenantSettings
+from mars.core.settings import TenantLimits, TenantSettings
 from mars.gateway.app import GateApp, build_app
 from mars.gateway.desk import Desk
 from mars.gateway.identity import Identity

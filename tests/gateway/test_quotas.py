@@ -9,7 +9,7 @@ from tests.gateway.scripted import Engine, on_cue
 from tests.gateway.test_fleet import OPEN, two
 
 from mars.core import events as ev
-from mars.core.tenants import TenantLimits, TenantSettings
+from mars.core.settings import TenantLimits, TenantSettings
 from mars.gateway.settings import GatewaySettings
 from mars.policy.presets import Scheduling
 

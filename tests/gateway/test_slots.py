@@ -14,7 +14,7 @@ from tests.gateway.test_metrics import scraped, value
 from mars.core import events as ev
 from mars.core.decisions import Pause
 from mars.core.ids import SessionId
-from mars.core.tenants import Limits, TenantLimits, TenantSettings
+from mars.core.settings import Limits, TenantLimits, TenantSettings
 from mars.gateway.identity import Identity
 from mars.gateway.settings import GatewaySettings
 from mars.gateway.stay import SessionOverError, Stay

@@ -1,11 +1,12 @@
 """A control plane with sessions in it, told in numbers: for the admissions that read sessions."""
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GateSettings
+from mars.core.admission import Admission
 from mars.core.control import UNBOUNDED, ControlPlane
 from mars.core.decisions import Admit, Decision, FailOpen, Pause, Shut, said
 from mars.core.ids import CallId, SessionId
 from mars.core.quotas import Quotas
+from mars.core.settings import GateSettings
 
 BYTES_A_TOKEN = 4
 

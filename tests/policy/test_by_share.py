@@ -4,10 +4,11 @@ import msgspec
 from tests.core.test_tenants import call as serve
 from tests.policy.test_mars_order import arrived, call
 
-from mars.core.tenants import TenantSettings, TenantWeight
+from mars.core.settings import TenantSettings, TenantWeight
 from mars.policy.by_share import ByShare
-from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
+from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.presets import Scheduling, build_admission, build_policy
+from mars.policy.settings import LeastLeftSettings
 
 SETTINGS = TenantSettings(
     weights=(TenantWeight(tenant="a", weight=1.0),), quantum_s=10.0, again_s=5.0

@@ -12,9 +12,10 @@ from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.policy.base import CallView, Key, Ordering
 from mars.policy.fcfs import Fcfs
-from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
+from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.mars_paper import ContinuationsFirst, OrderSettings
 from mars.policy.session_fcfs import SessionFcfs
+from mars.policy.settings import LeastLeftSettings
 
 NOW_S = 1000.0
 AGEING_S = 30.0

@@ -12,7 +12,8 @@ from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.policy import mars_order
 from mars.policy.base import FOR_EVER, CallView, EngineEvent, Stays
-from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
+from mars.policy.mars_order import LeastLeftFirst
+from mars.policy.settings import LeastLeftSettings
 
 
 def call(

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.core.ids import SessionId, ToolId
 from mars.policy import tool_order
-from mars.policy.tool_order import (
-    Fifo,
-    ShortestFirst,
-    ToolCallView,
-    ToolLine,
-    ToolOrder,
-    ToolOrderSettings,
-)
+from mars.policy.settings import ToolOrderSettings
+from mars.policy.tool_order import Fifo, ShortestFirst, ToolCallView, ToolLine, ToolOrder
 
 
 def call(

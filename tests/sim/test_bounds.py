@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.policy.presets import PRESETS, Scheduling
 from mars.sim.bounds import bounds, isolated_s, rate_for
-from mars.sim.cost import Cost, Linear
-from mars.sim.engine import EngineSettings
+from mars.sim.cost import Cost
+from mars.sim.laws import Linear
 from mars.sim.needs import need_of
 from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile, profile_names
-from mars.sim.run import Outcome, SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.run import Outcome, simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.trace import Recorded, Tool, Turn
 
 TINY, H100 = load_profile("tiny-cpu").cost(), load_profile("h100-nvl/qwen3-coder-30b").cost()

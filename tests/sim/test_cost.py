@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars.core.errors import InputError
-from mars.sim.cost import Cost, Kernel, Law, Linear
+from mars.sim.cost import Cost
+from mars.sim.laws import Kernel, Law, Linear
 from mars.sim.profiles import load_profile
 
 KERNEL = Kernel(

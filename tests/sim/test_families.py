@@ -7,9 +7,9 @@ import pytest
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import PRESETS, Scheduling
-from mars.sim.engine import EngineSettings
 from mars.sim.families import Spawn
-from mars.sim.run import Outcome, SimSettings, simulate
+from mars.sim.run import Outcome, simulate
+from mars.sim.settings import EngineSettings, SimSettings
 from mars.workload.trace import Recorded, Tool
 
 from .test_hand import COST, ends, session, turn

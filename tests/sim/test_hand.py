@@ -5,10 +5,9 @@ import pytest
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
-from mars.sim.cost import Linear
-from mars.sim.engine import EngineSettings
-from mars.sim.run import Outcome, SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.laws import Linear
+from mars.sim.run import Outcome, simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.trace import Recorded, Tool, Turn
 
 COST = Linear(step_s=0.010, prefill_token_s=0.0001, decode_call_s=0.001).cost()

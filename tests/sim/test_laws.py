@@ -11,10 +11,9 @@ from mars.policy.base import CallView, Key, Policy
 from mars.policy.fcfs import Fcfs
 from mars.policy.presets import PRESETS, Scheduling, build_policy
 from mars.sim import run as run_module
-from mars.sim.engine import EngineSettings
 from mars.sim.profiles import load_profile
-from mars.sim.run import Outcome, SimSettings, Simulation, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.run import Outcome, Simulation, simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.make import make
 from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Recorded

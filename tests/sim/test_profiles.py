@@ -9,7 +9,8 @@ import pytest
 
 import mars
 from mars.core.errors import InputError
-from mars.sim.cost import Cost, Kernel, Linear
+from mars.sim.cost import Cost
+from mars.sim.laws import Kernel, Linear
 from mars.sim.profiles import Profile, load_profile, profile_names, write_profile
 
 QWEN, OSS = "qwen3-coder-30b", "gpt-oss-120b"

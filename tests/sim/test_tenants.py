@@ -9,10 +9,10 @@ import pytest
 
 from mars.core import events as ev
 from mars.core.errors import InputError
-from mars.core.tenants import Limits, TenantSettings, TenantWeight
+from mars.core.settings import Limits, TenantSettings, TenantWeight
 from mars.policy.presets import Scheduling
-from mars.sim.engine import EngineSettings
-from mars.sim.run import Outcome, SimSettings, simulate
+from mars.sim.run import Outcome, simulate
+from mars.sim.settings import EngineSettings, SimSettings
 from mars.workload.make import make
 from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Recorded

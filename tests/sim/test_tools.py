@@ -6,9 +6,11 @@ import pytest
 
 from mars.core import events as ev
 from mars.core.ids import SessionId, ToolId
-from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
+from mars.policy.settings import ToolOrderSettings
+from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder
 from mars.sim.agenda import Agenda
-from mars.sim.tools import ToolPool, ToolSettings
+from mars.sim.settings import ToolSettings
+from mars.sim.tools import ToolPool
 from mars.workload.make import make
 from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Tool

@@ -8,7 +8,8 @@ from tests.tools.conftest import request, serving, until
 
 from mars.core.errors import InputError
 from mars.core.events import ToolStarted
-from mars.policy.tool_order import ShortestFirst, ToolOrderSettings
+from mars.policy.settings import ToolOrderSettings
+from mars.policy.tool_order import ShortestFirst
 
 
 async def test_the_second_waits_for_the_core(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView, EngineEvent
 from mars.policy.presets import Scheduling, build_policy
 from mars.sim.call import Batch, Call
-from mars.sim.engine import EngineSettings
 from mars.sim.groups import make_batcher
 from mars.sim.kv import Chain, Prefix
+from mars.sim.settings import EngineSettings
 from mars.sim.strides import Strides
 from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, answer, random_prompt
 from mars.vllm_plugin.scheduler import MarsScheduler

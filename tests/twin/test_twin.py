@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from mars.core.tenants import TenantSettings, TenantWeight
+from mars.core.settings import TenantSettings, TenantWeight
 from mars.policy.presets import PRESETS, Scheduling
 
 from .lockstep import Twin

@@ -9,7 +9,7 @@ from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, MambaSpec
 
 from mars.core import events as ev
-from mars.sim.engine import EngineSettings
+from mars.sim.settings import EngineSettings
 from mars.vllm_plugin.bare import BLOCK_TOKENS, random_prompt
 from mars.vllm_plugin.residency import Residency
 

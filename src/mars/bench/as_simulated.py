@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from mars.bench.calibrating import given
-from mars.sim.engine import EngineSettings
 from mars.sim.profiles import Profile
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import EngineSettings, ToolSettings
 
 BLOCK_TOKENS = 16
 """vLLM's own defaults, where its arguments do not say."""

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from mars.bench.points import Point
-from mars.sim.cost import Linear
+from mars.sim.laws import Linear
 from mars.sim.profiles import Profile, Provenance
 
 _NAMES: Final = (

@@ -21,7 +21,8 @@ from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.policy.presets import Scheduling
 from mars.sim.profiles import Profile
-from mars.sim.run import SimSettings, simulate
+from mars.sim.run import simulate
+from mars.sim.settings import SimSettings
 from mars.workload.synthetic import scaled
 from mars.workload.trace import Recorded, read_trace
 

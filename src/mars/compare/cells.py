@@ -28,12 +28,11 @@ from mars.core.leases import LEASES_A_CORE
 from mars.policy.presets import Scheduling
 from mars.sim.bounds import Bounds, bounds, rate_for
 from mars.sim.cost import Cost
-from mars.sim.engine import Count, EngineSettings
 from mars.sim.needs import need_of
 from mars.sim.prices import prices_of
 from mars.sim.profiles import load_profile
-from mars.sim.run import Parts, SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.run import Parts, simulate
+from mars.sim.settings import Count, EngineSettings, SimSettings, ToolSettings
 from mars.workload.make import FromRecords, FromTrace, Workload, make
 from mars.workload.synthetic import Synthetic
 from mars.workload.trace import Recorded

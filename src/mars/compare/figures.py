@@ -14,7 +14,7 @@ from mars.compare.row import Row
 from mars.core import events as ev
 from mars.sim.bounds import Bounds
 from mars.sim.run import Outcome
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import ToolSettings
 
 
 def row(

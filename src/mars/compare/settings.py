@@ -28,7 +28,7 @@ from mars.compare.told import TOLD, named
 from mars.core.errors import InputError
 from mars.core.leases import LEASES_A_CORE
 from mars.policy.presets import PRESETS, Scheduling
-from mars.sim.engine import Count, Seconds
+from mars.sim.settings import Count, Seconds
 from mars.workload.make import Workload
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

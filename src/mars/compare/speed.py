@@ -16,10 +16,9 @@ import msgspec
 
 from mars.policy.presets import Scheduling
 from mars.sim.bounds import bounds, rate_for
-from mars.sim.engine import EngineSettings
 from mars.sim.profiles import load_profile
-from mars.sim.run import SimSettings, simulate
-from mars.sim.tools import ToolSettings
+from mars.sim.run import simulate
+from mars.sim.settings import EngineSettings, SimSettings, ToolSettings
 from mars.workload.arrivals import poisson_s
 from mars.workload.trace import Recorded, Tool, Turn
 

@@ -23,13 +23,13 @@ from mars.core import events as ev
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.residency import Residency
-from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Policy, Steady
+from mars.policy.base import CallView, EngineEvent, Key, Policy, Steady
 from mars.policy.presets import Scheduling
 from mars.policy.tool_order import ToolCallView, ToolOrderEvent
-from mars.sim.engine import EngineSettings
+from mars.policy.views import Hold, IdleView
 from mars.sim.prices import Prices
 from mars.sim.run import Parts
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import EngineSettings, ToolSettings
 from mars.workload.trace import Recorded, Tool
 
 TOLD: Final = "told-the-future"

@@ -3,29 +3,16 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
-
-
-class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What holds at the gate whatever the admission."""
-
-    blind_s: Annotated[float, Meta(gt=0.0)] = 15.0
-    """An engine with open calls that tells nothing for so long is not seen any more: the gate is
-    open until it is heard again (core.failsafe). It tells several times a second when it can."""
-    wait_s: Annotated[float, Meta(gt=0.0)] | None = None
-    """Whoever has waited so long enters, room or not; None: nobody does (docs/adr/0014)."""
-    patience_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
-    """A client that gives up after a time that it has told enters when this share of it is over:
-    the rest is for the answer. Later it would be cut, come again, and wait anew."""
+from mars.core.settings import GateSettings
 
 
 class GatedView(msgspec.Struct, frozen=True, kw_only=True):

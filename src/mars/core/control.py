@@ -23,7 +23,7 @@ from math import inf
 from typing import Final, assert_never
 
 from mars.core import events as ev
-from mars.core.admission import Admission, GatedView, GateSettings, overdue
+from mars.core.admission import Admission, GatedView, overdue
 from mars.core.decisions import Admit, Decision, Pause
 from mars.core.errors import IllegalMoveError
 from mars.core.failsafe import Failsafe
@@ -32,6 +32,7 @@ from mars.core.meter import Meter
 from mars.core.pressure import Pressure
 from mars.core.quotas import Quotas, Seats
 from mars.core.session import Phase, Session
+from mars.core.settings import GateSettings
 from mars.core.sign import Sign
 
 _MAY_OPEN: Final[frozenset[type[ev.Event]]] = frozenset(

@@ -15,7 +15,7 @@ import msgspec
 
 from mars.core.admission import GatedView, Verdict
 from mars.core.ids import SessionId
-from mars.core.tenants import Limits, TenantSettings
+from mars.core.settings import Limits, TenantSettings
 
 
 class Quotas:

@@ -30,10 +30,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from math import inf
-from typing import Annotated, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from mars.core import events as ev
 from mars.core.admission import GatedView, Verdict, let_in
@@ -41,6 +38,7 @@ from mars.core.context import Context
 from mars.core.ids import CallId, SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Session
+from mars.core.settings import ResidencySettings
 from mars.core.tenants import TenantShares
 
 _WEIGHT: Final = 0.1
@@ -49,24 +47,6 @@ _FIRST_TOKENS_PER_BYTE: Final = 0.25
 """English text in JSON."""
 
 _Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.KvReleased
-
-
-class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    overcommit: Annotated[float, Meta(gt=0.0)] = 1.5
-    """What active sessions may occupy together, over the KV capacity (docs/adr/0023)."""
-    idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.4
-    """More keeps sessions out for others in long tools (docs/adr/0025). Learned instead, as the
-    share of their lives that sessions spend with a call open or KV held, sessions took up to 30 %
-    longer (docs/adr/0009)."""
-    host_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.2
-    """All of it was too much: host memory also keeps what running and ended sessions had, and what
-    it evicts is computed again (docs/adr/0012)."""
-    unheld_fill: Annotated[float, Meta(gt=0.0)] = 0.9
-    """The same as `overcommit`, of an engine that has not held anything yet."""
-    patience: Annotated[float, Meta(ge=0.0)] = 2.0
-    """Times the mean life of a session: who has waited longer goes first."""
-    first: Annotated[int, Meta(ge=1)] = 4
-    """So many may be active before the engine has told what its capacity is."""
 
 
 @dataclass(slots=True)
@@ -174,7 +154,7 @@ class Residency:
 
     def _learn(self, stay: _Stay, event: ev.CallServed) -> None:
         """A newcomer's estimates become facts, and better estimates for the next ones."""
-        stay.is_new, stay.shared_tokens = False, event.cached_tokens
+        stay.is_new, stay.shared_tokens = False, float(event.cached_tokens)
         self._common_tokens += _WEIGHT * (event.cached_tokens - self._common_tokens)
         if stay.prompt_bytes:
             ratio = event.prompt_tokens / stay.prompt_bytes

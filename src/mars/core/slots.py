@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mars.core.tenants import Limits, TenantSettings
+from mars.core.settings import Limits, TenantSettings
 
 
 @dataclass(slots=True, eq=False)

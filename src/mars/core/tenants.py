@@ -14,65 +14,20 @@ A tenant alone is at the least v, so nothing of its own order changes.
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import Final, TypeVar
 
 from mars.core import events as ev
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
+from mars.core.settings import TenantSettings
 
 _MOST: Final = 100_000
 """Sessions, calls, tools and tenants that nobody ends: beyond so many the oldest are forgotten."""
 _WEIGHT: Final = 0.1
 """Of the newest session in the mean."""
 
-Positive = Annotated[float, Meta(gt=0.0)]
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class TenantWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    tenant: str
-    weight: Positive
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    most_sessions: Annotated[int, Meta(ge=1)] | None = None
-    """So many may be past the gate at once, a session and its sub-agents counted as one; None: no
-    limit. The others wait (core.quotas)."""
-    most_calls: Annotated[int, Meta(ge=1)] | None = None
-    """So many calls may be open in the engines at once; None: no limit. The others wait past the
-    gate, in the order in which they came there (core.slots)."""
-
-
-class TenantLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    tenant: str
-
-
-class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    weights: tuple[TenantWeight, ...] = ()
-    """Empty: all sessions are alike, whoever's they are."""
-    other_weight: Positive = 1.0
-    """Of each tenant that is not named, and of all sessions without one together."""
-    limits: tuple[TenantLimits, ...] = ()
-    """What each may have at once, under any policy; over all engines of a gateway."""
-    other_limits: Limits = Limits()
-    """Of each tenant that is not named, and of all sessions without one together."""
-    core_price: Annotated[float, Meta(ge=0.0)] = 1.0
-    """Seconds of a call on the GPU that a core second of a tool counts for. Ours: one of some ten
-    places in a batch for one of some ten cores."""
-    quantum_s: Positive = 30.0
-    """A call whose tenant is so much service (per weight) ahead of the last goes a class later.
-    Ours: about a turn; less turns the queue over with every call, more lets shares drift as far."""
-    again_s: Positive = 5.0
-    """So often the class of a waiting call is found anew. Ours: shares move by turns, not steps."""
-
-    @property
-    def bound_calls(self) -> bool:
-        """Somebody's number of open calls is limited."""
-        return any(it.most_calls is not None for it in [*self.limits, self.other_limits])
 
 
 @dataclass(slots=True)

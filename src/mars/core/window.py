@@ -18,44 +18,12 @@ The published loop ticks every 0.2 s and has faults that this one avoids:
 
 from collections.abc import Collection, Iterable
 from itertools import islice
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.admission import GatedView, Verdict, let_in
 from mars.core.pressure import Hysteresis, Pressure
 from mars.core.session import Session
-
-Share = Annotated[float, Meta(gt=0.0, le=1.0)]
-
-
-class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    first: Annotated[int, Meta(ge=1)] = 4
-    """Window at the start. Preview: 30, with 80 GB of KV in mind; slow start makes up for it."""
-    least: Annotated[int, Meta(ge=1)] = 1
-    """Preview: 4. One always fits: vLLM refuses a call larger than its KV."""
-    grow: Annotated[int, Meta(ge=1)] = 1
-    shrink: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.7
-    kv_low_frac: Share = 0.85
-    kv_high_frac: Share = 0.90
-    tool_load_low: Annotated[float, Meta(gt=0.0)] = 1.0
-    """Tool calls per slot. Preview: 1 and 2."""
-    tool_load_high: Annotated[float, Meta(gt=0.0)] = 2.0
-    tool_wait_low_s: Annotated[float, Meta(ge=0.0)] = 2.0
-    tool_wait_high_s: Annotated[float, Meta(gt=0.0)] = 5.0
-    """Smoothed wait of a tool for its cores. Preview: 2 s and 5 s."""
-
-    def __post_init__(self) -> None:
-        for low, high in (
-            ("least", "first"),
-            ("kv_low_frac", "kv_high_frac"),
-            ("tool_load_low", "tool_load_high"),
-            ("tool_wait_low_s", "tool_wait_high_s"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"`{low}` must not be above `{high}`")
+from mars.core.settings import WindowSettings
 
 
 class Window:

@@ -17,8 +17,8 @@ from mars.core.admission import GatedView
 from mars.core.control import ControlPlane
 from mars.core.decisions import Decision, FailOpen, Shut, said
 from mars.core.ids import SessionId
+from mars.core.settings import TenantSettings
 from mars.core.slots import Slots
-from mars.core.tenants import TenantSettings
 from mars.gateway.calls import OpenCalls
 from mars.gateway.identity import Identity
 from mars.gateway.names import EngineNames

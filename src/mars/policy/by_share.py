@@ -10,7 +10,8 @@ waiting call is found anew every `again_s`; a call that runs keeps the one it st
 
 from mars.core import events as ev
 from mars.core.ids import CallId
-from mars.core.tenants import TenantSettings, TenantShares
+from mars.core.settings import TenantSettings
+from mars.core.tenants import TenantShares
 from mars.policy.base import CallView, EngineEvent, Key, Ordering, Stays
 
 

@@ -22,15 +22,14 @@ in short tools at once; an engine that never idled would have each compute its c
 """
 
 from math import inf
-from typing import Annotated, Final, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import Final, TypeVar
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import CallView, EngineEvent, Hold, IdleView
+from mars.policy.base import CallView, EngineEvent
 from mars.policy.learned import Sample
+from mars.policy.settings import WorthSettings
+from mars.policy.views import Hold, IdleView
 
 _MOST_SESSIONS: Final = 100_000
 _MOST_TOOLS: Final = 1_000
@@ -39,20 +38,6 @@ _ROUNDING_S: Final = 1e-6
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class WorthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    price: Annotated[float, Meta(gt=0.0)] = 0.5
-    """Seconds of GPU that a second of the whole KV is worth."""
-    samples: Annotated[int, Meta(ge=1)] = 20
-    """Durations that must have been seen before a distribution is believed."""
-    first_s: Annotated[float, Meta(ge=0.0)] = 2.0
-    """Kept for so long until then (Continuum's static time to live)."""
-    return_s: Annotated[float, Meta(gt=0.0)] = 2.0
-    """After its tool has ended a session is expected back within this time."""
-    spares: Annotated[float, Meta(ge=0.0)] = 0.5
-    """Times what a context costs to have again: for so long an engine in which nothing runs leaves
-    it alone, though calls wait. From 0.25 to 1 all are nearly alike (docs/adr/0023)."""
 
 
 class WorthKeeping:

@@ -20,26 +20,17 @@ The paper ranks by uncached tokens, which lets a newcomer's short prompt pass an
 KV was lost: see docs/paper.md for what that costs.
 """
 
-from typing import Annotated, Final, TypeVar
-
-import msgspec
-from msgspec import Meta
+from typing import Final, TypeVar
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.policy.base import CallView, EngineEvent, Key, Stays, Steady
 from mars.policy.learned import Sample
+from mars.policy.settings import LeastLeftSettings
 
 _MOST_SESSIONS: Final = 100_000
 
 V = TypeVar("V")
-
-
-class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    samples: Annotated[int, Meta(ge=1)] = 10
-    """Sessions that must have ended before the index is believed; until then: order of arrival."""
-    patience: Annotated[float, Meta(gt=0.0)] = 1.5
-    """Times the mean life of a session: who is older goes first (docs/adr/0024)."""
 
 
 class LeastLeftFirst(Steady):

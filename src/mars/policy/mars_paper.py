@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
-from mars.policy.base import FOR_EVER, CallView, EngineEvent, Hold, IdleView, Key, Stays, Steady
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key, Stays, Steady
+from mars.policy.views import Hold, IdleView
 
 
 class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +32,8 @@ class ContinuationsFirst(Steady):
     first, so the oldest one always makes progress: no livelock.
     """
 
-    live = by_cache = True
+    live = True
+    by_cache = True
 
     def __init__(self, settings: OrderSettings) -> None:
         self._levels = settings.level_tokens

@@ -5,11 +5,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mars.core.admission import Admission, GateSettings, Open
+from mars.core.admission import Admission, Open
 from mars.core.errors import InputError
-from mars.core.residency import Residency, ResidencySettings
-from mars.core.tenants import TenantSettings, TenantShares
-from mars.core.window import Window, WindowSettings
+from mars.core.residency import Residency
+from mars.core.settings import GateSettings, ResidencySettings, TenantSettings, WindowSettings
+from mars.core.tenants import TenantShares
+from mars.core.window import Window
 from mars.policy.autellix import AutellixSettings, LeastServed
 from mars.policy.base import KeepNothing, Ordering, Policy, Retention
 from mars.policy.by_share import ByShare
@@ -17,15 +18,16 @@ from mars.policy.concur import Concur, ConcurSettings
 from mars.policy.continuum import ContinuumSettings, DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.fcfs import Fcfs
 from mars.policy.infercept import InferceptSettings, LeastWaste
-from mars.policy.mars_hold import WorthKeeping, WorthSettings
-from mars.policy.mars_order import LeastLeftFirst, LeastLeftSettings
+from mars.policy.mars_hold import WorthKeeping
+from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
 from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
 from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
 from mars.policy.no_host import ComputedAgain
 from mars.policy.session_fcfs import SessionFcfs
+from mars.policy.settings import LeastLeftSettings, ToolOrderSettings, WorthSettings
 from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
-from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder, ToolOrderSettings
+from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder
 
 
 class Scheduling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,15 +10,13 @@ The simulated tool pool and the live tool server keep one `ToolLine` each.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
-
-import msgspec
-from msgspec import Meta
+from typing import Final, Protocol
 
 from mars.core import events as ev
 from mars.core.family import start_s
 from mars.core.ids import SessionId, ToolId
 from mars.policy.base import Key
+from mars.policy.settings import ToolOrderSettings
 
 ToolOrderEvent = ev.ToolEvent | ev.SessionArrived | ev.SessionEnded
 
@@ -50,14 +48,6 @@ class Fifo:
     def key(self, call: ToolCallView, now_s: float) -> Key:
         del now_s
         return (call.queued_s,)
-
-
-class ToolOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    patience_s: Annotated[float, Meta(gt=0.0)] = 30.0
-    """For each core second that a call is expected to take, it may be passed for so long. Ours: of
-    10, 30 and 100 the last two are alike in simulated `gittask` cells, and 10 is no better."""
-    tool_samples: Annotated[int, Meta(ge=1, le=50)] = 5
-    """A tool's mean run time is believed after so many runs (as `hold.tool_samples`)."""
 
 
 class ShortestFirst:

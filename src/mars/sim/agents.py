@@ -11,10 +11,11 @@ from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy.base import CallView
 from mars.sim.agenda import Agenda
-from mars.sim.engine import EngineSettings, SimEngine
+from mars.sim.engine import SimEngine
 from mars.sim.families import Families, Spawn
 from mars.sim.kv import Prefix
 from mars.sim.play import Play, check_fits
+from mars.sim.settings import EngineSettings
 from mars.sim.tools import ToolPool
 from mars.workload.trace import Recorded
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from math import inf
 
 from mars.sim.cost import Cost
-from mars.sim.engine import EngineSettings
 from mars.sim.needs import Need, need_of
 from mars.sim.prices import Prices, prices_of
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import EngineSettings, ToolSettings
 from mars.workload.trace import Recorded
 
 

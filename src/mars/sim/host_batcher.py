@@ -28,11 +28,9 @@ class _Load:
 
 
 class HostBatcher(Batcher):
-    pool: HostPool
-
     def __init__(self, *, pool: HostPool, **rest: Any) -> None:
         super().__init__(pool=pool, **rest)
-        self._host = pool.host
+        self._kv, self._host = pool, pool.host
         self.host_blocks = pool.host.blocks
         self._loads: deque[_Load] = deque()
         self._link_free_s = 0.0
@@ -81,7 +79,7 @@ class HostBatcher(Batcher):
         while self._loads and self._loads[0].end_s <= now_s:
             load = self._loads.popleft()
             call = load.call
-            self.pool.hash(call.chain, call.computed // self.pool.block_tokens)
+            self._kv.hash(call.chain, call.computed // self._kv.block_tokens)
             if load.is_wanted:
                 self._ready.append(call)
             else:
@@ -113,7 +111,7 @@ class HostBatcher(Batcher):
         return hit, min(self._host.reach(call.chain, hit), most)
 
     def _load(self, call: Call, hit: int, at_hand: int, now_s: float) -> None:
-        pool, missing = self.pool, at_hand - hit
+        pool, missing = self._kv, at_hand - hit
         self.waiting.remove(call)
         self._accounts.takes_over(call.view.session_id, call.chain)
         pool.attach(call.chain, hit)
@@ -131,7 +129,7 @@ class HostBatcher(Batcher):
         """`tokens` 0: it would own memory without running, so what is at hand of it must fit beside
         what others need, or nobody might ever go on.
         """
-        pool = self.pool
+        pool = self._kv
         if call.is_loaded:
             return self._rest_need(call) <= pool.free
         if pool.takes(call.chain, hit, pool.count(call.tokens)) > pool.free:

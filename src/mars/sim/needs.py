@@ -10,8 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 from mars.sim.cost import Cost
-from mars.sim.engine import EngineSettings
-from mars.sim.tools import ToolSettings
+from mars.sim.settings import EngineSettings, ToolSettings
 from mars.workload.trace import Recorded, Tool, Turn
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from mars.core.errors import InputError
 from mars.core.ids import SessionId, ToolId
 from mars.sim.call import Call
-from mars.sim.engine import EngineSettings
 from mars.sim.kv import Chain, Prefix
+from mars.sim.settings import EngineSettings
 from mars.workload.trace import Recorded, Turn
 
 

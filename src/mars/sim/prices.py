@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mars.sim.cost import Cost
-from mars.sim.engine import EngineSettings
 from mars.sim.needs import Need
+from mars.sim.settings import EngineSettings
 
 
 class Prices(NamedTuple):

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from mars.core.errors import InputError
-from mars.sim.cost import Cost, Kernel, Law
+from mars.sim.cost import Cost
+from mars.sim.laws import Kernel, Law
 
 _FOLDER: Final = Path(str(resources.files("mars") / "data" / "costs"))
 _NOT_A_PROFILE: Final = "published"

@@ -28,16 +28,11 @@ from mars.policy.tool_order import ToolOrder
 from mars.sim.agenda import Agenda
 from mars.sim.agents import Agents
 from mars.sim.cost import Cost
-from mars.sim.engine import EngineSettings, SimEngine
+from mars.sim.engine import SimEngine
 from mars.sim.families import Spawn
-from mars.sim.tools import ToolPool, ToolSettings
+from mars.sim.settings import SimSettings
+from mars.sim.tools import ToolPool
 from mars.workload.trace import Recorded
-
-
-class SimSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    engine: EngineSettings
-    scheduling: Scheduling = Scheduling()
-    tools: ToolSettings = ToolSettings()
 
 
 class Parts(NamedTuple):

@@ -9,32 +9,19 @@ leases for a core, those that still burn share all of them (sim.cores), so burni
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from mars.core import events as ev
 from mars.core.decisions import Grant
 from mars.core.ids import SessionId, ToolId
-from mars.core.leases import LEASES_A_CORE, LeaseBook
+from mars.core.leases import LeaseBook
 from mars.policy.tool_order import ToolLine, ToolOrder
 from mars.sim.cores import Burn, SharedCores
+from mars.sim.settings import ToolSettings
 from mars.workload.trace import Tool
 
 _WAIT_ALPHA: Final = 0.2
 """Of the newest wait in the smoothed one, as in the live runtime."""
-
-
-class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    cores: Annotated[int, Meta(ge=1)] = 16
-    share: Annotated[int, Meta(ge=1, le=64)] = LEASES_A_CORE
-    """Leases for each core. 1: a command has its cores to itself; more: all share all cores."""
-    memory_bytes: Annotated[int, Meta(ge=1)] | None = None
-    """For all commands together; None: not limited."""
-    start_s: Annotated[float, Meta(ge=0.0)] = 0.0
-    """A lease is held so much longer than the command runs: to start it, to hear of its end. Where
-    leases share the cores this is burnt too."""
 
 
 @dataclass(slots=True, eq=False)

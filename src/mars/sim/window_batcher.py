@@ -42,10 +42,9 @@ class WindowDecodes(Decodes):
 
 
 class WindowBatcher(Batcher):
-    pool: WindowPool
-
     def __init__(self, *, pool: WindowPool, lag: int = 0, **rest: Any) -> None:
         super().__init__(pool=pool, lag=lag, **rest)
+        self._kv = pool
         self._decodes = self.running.decodes = WindowDecodes(pool.block_tokens)
         self._window_tokens = pool.window_blocks * pool.block_tokens
         self._chunks: dict[Call, tuple[int, int]] = {}
@@ -79,7 +78,7 @@ class WindowBatcher(Batcher):
         super()._prefill(batch, call, tokens)
 
     def _growth(self, call: Call, tokens: int, step: int) -> int:
-        pool = self.pool
+        pool = self._kv
         if self._moves_within_blocks(call, step):
             return 0
         kv_tokens = self.running.kv_tokens(call)
@@ -116,7 +115,7 @@ class WindowBatcher(Batcher):
         return max(0, out) // self.pool.block_tokens
 
     def _close(self, call: Call, kv_tokens: int, hashed_tokens: int) -> None:
-        self.pool.slid(call.chain, self._skipped(call))
+        self._kv.slid(call.chain, self._skipped(call))
         super()._close(call, kv_tokens, hashed_tokens)
         del self._chunks[call]
 
@@ -124,7 +123,7 @@ class WindowBatcher(Batcher):
         super().advance(batch)
         for call in batch.complete:
             if self._pins:
-                self.pool.pin(call.chain)
+                self._kv.pin(call.chain)
             if call.is_decode:
                 self._decodes.watch(call)
                 self._looks_until = batch.index + 2
@@ -145,7 +144,7 @@ class WindowBatcher(Batcher):
             late += self._slide(call, first, steps)
         self.pool.take(need)
         for _, _, runs in sorted(late, key=lambda left: left[:2]):
-            self.pool.let_go(runs)
+            self._kv.let_go(runs)
 
     def _slide(self, call: Call, first: int, steps: int) -> list[tuple[int, int, list[Run]]]:
         """What leaves its window in these steps; of that what is hashed: (step, place, runs)."""
@@ -153,9 +152,9 @@ class WindowBatcher(Batcher):
         step = first + (call.joined - call.tokens + 1 - first) % bt
         while step < first + steps:
             out = call.tokens + step - 1 - call.joined - self._window_tokens
-            if runs := self.pool.slide(call.chain, max(0, out) // bt):
+            if runs := self._kv.slide(call.chain, max(0, out) // bt):
                 late.append((step, self.running.calls.index(call), runs))
-            if out >= 0 and not self.pool.grip(call.chain).window:
+            if out >= 0 and not self._kv.grip(call.chain).window:
                 settled = True
             step += bt
         if settled:
