@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import CallView
+from mars.policy.base import CallView, IdleStage, IdleView
 from mars.policy.infercept import InferceptSettings, LeastWaste
-from mars.policy.views import IdleStage, IdleView
 
 
 def idle(

@@ -8,9 +8,8 @@ import pytest
 
 from mars.core import events as ev
 from mars.core.errors import InputError
-from mars.policy.base import KeepNothing, Policy
+from mars.policy.base import Hold, IdleView, KeepNothing, Policy
 from mars.policy.fcfs import Fcfs
-from mars.policy.views import Hold, IdleView
 from mars.sim import run as run_module
 from mars.sim.host import HostStore
 from mars.sim.kv import Chain, Prefix

@@ -92,7 +92,7 @@ def test_every_session_ends_and_the_books_are_even_after_every_event(policy: str
     for seed in SEEDS:
         sessions = random_sessions(seed)
         given = settings(policy, seed, seed % 2, window_tokens=128 * (seed % 3 == 1))
-        simulation = Checked(sessions, COST, given, micro=False)
+        simulation = Simulation(sessions, COST, given, checks=True)
         outcome = simulation.run()
         counts = Counter(type(e).__name__ for e in outcome.events)
         assert counts["SessionArrived"] == counts["SessionEnded"] == len(sessions)
@@ -101,13 +101,6 @@ def test_every_session_ends_and_the_books_are_even_after_every_event(policy: str
         assert counts["KvHeld"] >= counts["KvReleased"]
         times = [e.at_s for e in outcome.events]
         assert times == sorted(times), "facts are in time order"
-
-
-class Checked(Simulation):
-    def _hear_engine(self) -> None:
-        self._engine.batcher.check()
-        super()._hear_engine()
-        self._control.check()
 
 
 def lengthened(sessions: list[Recorded]) -> list[Recorded]:

@@ -169,20 +169,7 @@ class Simulated:
 
     def __init__(self, scheduling: Scheduling, engine: EngineSettings) -> None:
         self.rate, policy = PrefillRate(), build_policy(scheduling)
-        self.batcher = make_batcher(
-            blocks=engine.kv_blocks,
-            block_tokens=engine.block_tokens,
-            window_tokens=engine.window_tokens,
-            policy=policy,
-            rate=self.rate,
-            step_tokens=STEP_TOKENS,
-            most_calls=MOST_CALLS,
-            lag=engine.lag,
-            host_blocks=engine.host_blocks,
-            host_block_s=engine.host_block_s,
-            keep_tokens=True,
-            emit=self._hear,
-        )
+        self.batcher = make_batcher(engine, policy, self.rate, self._hear, keep_tokens=True)
         self.pool = self.batcher.pool
         self.strides = Strides(self.batcher, policy)
         self.left: list[ev.CallServed] = []
@@ -224,6 +211,7 @@ class Twin:
             kv_blocks=blocks,
             block_tokens=BLOCK_TOKENS,
             step_tokens=STEP_TOKENS,
+            most_calls=MOST_CALLS,
             lag=lag,
             window_tokens=window_tokens,
             host_blocks=host_blocks,

@@ -10,9 +10,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from mars.core import events as ev
-from mars.policy.base import KeepNothing
+from mars.policy.base import Hold, IdleView, KeepNothing
 from mars.policy.presets import PRESETS
-from mars.policy.views import Hold, IdleView
 from mars.vllm_plugin import offload
 from mars.vllm_plugin.bare import BLOCK_TOKENS, BareEngine, random_prompt
 from mars.vllm_plugin.offload import NO_HOST, host_memory

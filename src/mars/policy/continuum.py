@@ -28,8 +28,7 @@ from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.ids import SessionId
-from mars.policy.base import CallView, EngineEvent, Key, Steady
-from mars.policy.views import Hold, IdleView
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Steady
 
 _FOUND_FRAC: Final = 0.9
 _NEWEST: Final = 1000

@@ -22,8 +22,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mars.policy.base import CallView, EngineEvent
-from mars.policy.views import Hold, IdleView
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView
 
 
 class InferceptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,8 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
-from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key, Stays, Steady
-from mars.policy.views import Hold, IdleView
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Hold, IdleView, Key, Stays, Steady
 
 
 class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from mars.policy.base import Hold, IdleView
 from mars.policy.mars_hold import WorthKeeping
-from mars.policy.views import Hold, IdleView
 
 
 class ComputedAgain(WorthKeeping):

@@ -23,6 +23,7 @@ from mars.sim.call import Batch, Call
 from mars.sim.kv import Chain
 from mars.sim.pool import Pool
 from mars.sim.running import Running
+from mars.sim.settings import EngineSettings
 from mars.sim.waiting import WaitingLine
 
 
@@ -32,22 +33,20 @@ class Batcher:
 
     def __init__(
         self,
-        *,
+        settings: EngineSettings,
         pool: Pool,
         policy: Policy,
         rate: PrefillRate,
-        step_tokens: int,
-        most_calls: int,
-        lag: int = 0,
-        keep_tokens: bool = False,
         emit: Callable[[ev.Event], None],
+        *,
+        keep_tokens: bool = False,
     ) -> None:
         """`keep_tokens`: for a twin."""
         self.pool, self._retention = pool, policy.retention
-        self._most_calls, self._lag = most_calls, lag
+        self._most_calls, self._lag = settings.most_calls, settings.lag
         self._keep_tokens = keep_tokens
         self.waiting = WaitingLine(policy.ordering, pool)
-        self.running = Running(policy.ordering, pool, step_tokens)
+        self.running = Running(policy.ordering, pool, settings.step_tokens)
         self._accounts = Accounts(
             pool=pool,
             policy=policy,

@@ -51,19 +51,7 @@ class SimEngine:
         self._rate = PrefillRate()
         self.facts: list[ev.Event] = []
         """What has happened since somebody last emptied this list."""
-        self.batcher = make_batcher(
-            blocks=settings.kv_blocks,
-            block_tokens=settings.block_tokens,
-            window_tokens=settings.window_tokens,
-            policy=policy,
-            rate=self._rate,
-            step_tokens=settings.step_tokens,
-            most_calls=settings.most_calls,
-            lag=settings.lag,
-            host_blocks=settings.host_blocks,
-            host_block_s=settings.host_block_s,
-            emit=self.facts.append,
-        )
+        self.batcher = make_batcher(settings, policy, self._rate, self.facts.append)
         self.pool = self.batcher.pool
         self._strides = Strides(self.batcher, policy)
         self._inbox: list[EngineEvent] = []

@@ -10,13 +10,17 @@ prompt at once both wait for a copy of their own.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
+from mars.core import events as ev
+from mars.core.estimate import PrefillRate
+from mars.policy.base import Policy
 from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
 from mars.sim.host import HostPool
+from mars.sim.settings import EngineSettings
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +32,17 @@ class _Load:
 
 
 class HostBatcher(Batcher):
-    def __init__(self, *, pool: HostPool, **rest: Any) -> None:
-        super().__init__(pool=pool, **rest)
+    def __init__(
+        self,
+        settings: EngineSettings,
+        pool: HostPool,
+        policy: Policy,
+        rate: PrefillRate,
+        emit: Callable[[ev.Event], None],
+        *,
+        keep_tokens: bool = False,
+    ) -> None:
+        super().__init__(settings, pool, policy, rate, emit, keep_tokens=keep_tokens)
         self._kv, self._host = pool, pool.host
         self.host_blocks = pool.host.blocks
         self._loads: deque[_Load] = deque()

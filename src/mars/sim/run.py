@@ -114,10 +114,12 @@ class Simulation:
         tenants: Mapping[str, str] | None = None,
         micro: bool = False,
         parts: Parts | None = None,
+        checks: bool = False,
     ) -> None:
+        """`checks`: of every invariant after every event, not only in the end."""
         if settings.scheduling.tenants.bound_calls:
             raise InputError("the simulator limits no calls: leave `most_calls` of tenants out")
-        self._agenda = Agenda()
+        self._agenda, self._checks = Agenda(), checks
         admission, policy, order = parts or Parts.of(settings.scheduling)
         bounds = msgspec.structs.replace(settings.scheduling.gate, blind_s=inf)
         self._control = ControlPlane(admission, bounds, Quotas(settings.scheduling.tenants))
@@ -232,10 +234,14 @@ class Simulation:
 
     def _hear_engine(self) -> None:
         facts, self._engine.facts[:] = self._engine.facts[:], []
+        if self._checks:
+            self._engine.batcher.check()
         for fact in facts:
             if isinstance(fact, ev.CallServed):
                 self._note_first_token(fact)
             self._tell(fact)
+        if self._checks:
+            self._control.check()
 
     def _note_first_token(self, served: ev.CallServed) -> None:
         call = self._agents.plays[served.session_id].call

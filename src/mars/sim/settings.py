@@ -46,6 +46,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 "leave `host_gib` (`host_blocks`) out, or take another model"
             )
 
+    @property
+    def flying_tokens(self) -> int:
+        """Most tokens of steps that are scheduled and not over."""
+        return (1 + self.lag) * self.step_tokens
+
     def call_blocks(self, tokens: int) -> int:
         """Most blocks that a call of so many tokens has at a time."""
         blocks = -(-tokens // self.block_tokens)
@@ -59,9 +64,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def _window_blocks(self) -> int:
-        return most_window_blocks(
-            self.window_tokens, self.block_tokens, (1 + self.lag) * self.step_tokens
-        )
+        return most_window_blocks(self.window_tokens, self.block_tokens, self.flying_tokens)
 
 
 class ToolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,14 +7,16 @@ than taken: then the order of the calls matters, and each is looked at (`_look_a
 is in every step without a lag, where a block is given back a step before the next is taken.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from mars.policy.base import KeepNothing
+from mars.core import events as ev
+from mars.core.estimate import PrefillRate
+from mars.policy.base import KeepNothing, Policy
 from mars.sim.batcher import Batcher
 from mars.sim.call import Batch, Call
 from mars.sim.decodes import Decodes
 from mars.sim.runs import Run
+from mars.sim.settings import EngineSettings
 from mars.sim.windows import WindowPool
 
 
@@ -42,8 +44,17 @@ class WindowDecodes(Decodes):
 
 
 class WindowBatcher(Batcher):
-    def __init__(self, *, pool: WindowPool, lag: int = 0, **rest: Any) -> None:
-        super().__init__(pool=pool, lag=lag, **rest)
+    def __init__(
+        self,
+        settings: EngineSettings,
+        pool: WindowPool,
+        policy: Policy,
+        rate: PrefillRate,
+        emit: Callable[[ev.Event], None],
+        *,
+        keep_tokens: bool = False,
+    ) -> None:
+        super().__init__(settings, pool, policy, rate, emit, keep_tokens=keep_tokens)
         self._kv = pool
         self._decodes = self.running.decodes = WindowDecodes(pool.block_tokens)
         self._window_tokens = pool.window_blocks * pool.block_tokens
