@@ -20,7 +20,10 @@ AUDIT         := .venv-audit
 # Advisories that do not concern us, each with why.
 AUDIT_IGNORED :=
 
-.PHONY: demo suite test search twin check audit bench clean
+# mars with its hot loops compiled: in front of the path it takes the place of the sources. Wants a C compiler.
+COMPILED := $(CURDIR)/build/compiled
+
+.PHONY: demo suite test search twin check audit bench clean compiled
 
 # Recorded agents on a real vLLM: stock against MARS, under KV pressure and at low load. The load is sized by
 # what this machine's core can do. Tools take 0.3 of the recorded time: then model and tools have about the
@@ -57,12 +60,19 @@ $(SUITE): $(READY) $(PROFILE)
 	  --policies fcfs,session_fcfs,continuum-dynamic,thunderagent,mars --out $@.part $(SIZE)
 	mv $@.part $@
 
-test: check $(AGENTS)/.ready $(AIPERF)/.ready
+test: check $(COMPILED)/mars $(AGENTS)/.ready $(AIPERF)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
 	$(BIN)/pytest -n 2 --dist loadfile $(PURE)
+	PYTHONPATH=$(COMPILED) $(BIN)/pytest -n 2 $(addprefix tests/,compare/ policy/ sim/ twin/)
 	$(BIN)/pytest $(filter-out $(PURE) tests/__pycache__/,$(wildcard tests/*/ tests/test_*.py))
+
+compiled: $(COMPILED)/mars
+
+$(COMPILED)/mars: $(READY) hatch_build.py pyproject.toml $(wildcard src/mars/*.py src/mars/*/*.py)
+	rm -rf $(COMPILED)
+	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) .
 
 # The random tests on a thousand new examples each.
 search: check
@@ -116,4 +126,4 @@ $(AIPERF)/.ready:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AGENTS) $(AIPERF) $(AUDIT) $(RUNS)
+	rm -rf $(VENV) $(AGENTS) $(AIPERF) $(AUDIT) $(RUNS) $(COMPILED)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.policy.autellix import AutellixSettings, LeastServed
-from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key
+from mars.policy.base import EngineEvent, Key
+from mars.policy.views import FOR_EVER, CallView
 
 A, B = SessionId("a"), SessionId("b")
 

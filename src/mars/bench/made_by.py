@@ -4,7 +4,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import mars
+_PACKAGE = Path(__file__).parents[1]
+_COMPILED_FROM = _PACKAGE / "commit"
+"""Which a compiled wheel has (hatch_build.py)."""
 
 
 def made_by() -> dict[str, str]:
@@ -12,11 +14,19 @@ def made_by() -> dict[str, str]:
     return {"version": version("mars"), "commit": _commit()}
 
 
+def is_compiled() -> bool:
+    """The hot loops are."""
+    return _COMPILED_FROM.exists()
+
+
 def _commit() -> str:
-    """Of the checkout that this code is from, `-dirty` if it was changed; empty: no checkout."""
-    here = Path(mars.__file__)
-    tracked = ("git", "-C", here.parent, "ls-files", "--error-unmatch", here.name)
-    named = ("git", "-C", here.parent, "describe", "--always", "--dirty", "--abbrev=40")
+    return _COMPILED_FROM.read_text() if is_compiled() else commit_of(_PACKAGE)
+
+
+def commit_of(folder: Path) -> str:
+    """Of the checkout that a folder is in, `-dirty` if it was changed; empty: it is in none."""
+    tracked = ("git", "-C", folder, "ls-files", "--error-unmatch", ".")
+    named = ("git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40")
     try:
         subprocess.run(tracked, check=True, capture_output=True)
         done = subprocess.run((*named, "--exclude=*"), check=True, capture_output=True, text=True)

@@ -23,9 +23,10 @@ from mars.core import events as ev
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.residency import Residency
-from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Policy, Steady
+from mars.policy.base import EngineEvent, Hold, IdleView, Key, Policy, Steady
 from mars.policy.presets import Scheduling
 from mars.policy.tool_order import ToolCallView, ToolOrderEvent
+from mars.policy.views import CallView
 from mars.sim.prices import Prices
 from mars.sim.run import Parts
 from mars.sim.settings import EngineSettings, ToolSettings
@@ -126,20 +127,13 @@ class Future:
 
 def told(future: Future, scheduling: Scheduling) -> Parts:
     ordering, retention = LeastLeft(future), KeepIfItPays(future, scheduling.worth.price)
-    gate = LeastFirst(scheduling, future)
-    return Parts(gate, Policy(ordering, retention), LeastCores(future))
 
-
-class LeastFirst(Residency):
-    """Room as under `mars`; whoever needs least of the machine enters first."""
-
-    def __init__(self, scheduling: Scheduling, future: Future) -> None:
-        super().__init__(scheduling.residency)
-        self._future = future
-
-    def _in_order(self, gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
+    def least_first(gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
         del now_s
-        return sorted(gated, key=lambda view: self._future.first(view.session_id).kv_s)
+        return sorted(gated, key=lambda view: future.first(view.session_id).kv_s)
+
+    gate = Residency(scheduling.residency, in_order=least_first)  # room as under `mars`
+    return Parts(gate, Policy(ordering, retention), LeastCores(future))
 
 
 class LeastLeft(Steady):

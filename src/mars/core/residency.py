@@ -26,7 +26,7 @@ to keep anybody out: a call that waits for cores occupies no memory (see policy.
 Compare core.window, the paper's window on the number of sessions.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from math import inf
@@ -46,6 +46,8 @@ _WEIGHT: Final = 0.1
 _FIRST_TOKENS_PER_BYTE: Final = 0.25
 """English text in JSON."""
 
+InOrder = Callable[[Collection[GatedView], float], Sequence[GatedView]]
+"""Of those at the gate, at this time (s)."""
 _Occupying = ev.CallQueued | ev.CallFinished | ev.CallServed | ev.KvHeld | ev.KvReleased
 
 
@@ -72,10 +74,18 @@ class Residency:
     steers = False
     tick_s: float | None = None
 
-    def __init__(self, settings: ResidencySettings, shares: TenantShares | None = None) -> None:
-        """`shares`: of tenants, which come before all else; each one's sessions enter as above."""
+    def __init__(
+        self,
+        settings: ResidencySettings,
+        shares: TenantShares | None = None,
+        in_order: InOrder | None = None,
+    ) -> None:
+        """`shares`: of tenants, which come before all else; each one's sessions enter as above.
+        `in_order`: who is next, instead of whoever has waited long and then the smallest.
+        """
         self._set = settings
         self._shares = shares
+        self._in_order = in_order or self._late_then_small
         self._capacity_tokens = 0
         self._stays: dict[SessionId, _Stay] = {}
         self._resident_tokens = self._idle_tokens = 0.0
@@ -213,7 +223,7 @@ class Residency:
     def _fitting(
         self, gated: Collection[GatedView], now_s: float, *, alone: bool
     ) -> list[GatedView]:
-        """Who has waited long, in order of arrival, then the smallest, as far as there is room."""
+        """Whose turn it is, as far as there is room."""
         if len(gated) > self._asked:
             self._fits_tokens = inf
         self._asked = len(gated)
@@ -234,7 +244,7 @@ class Residency:
         self._fits_tokens = limit_tokens - min(left_tokens, default=0.0)
         return chosen
 
-    def _in_order(self, gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
+    def _late_then_small(self, gated: Collection[GatedView], now_s: float) -> Sequence[GatedView]:
         most_s = self._set.patience * self._life_s if self._life_s else inf
         late = list(takewhile(lambda view: now_s - view.arrived_s > most_s, gated))
         views = [*late, *sorted(islice(gated, len(late), None), key=lambda view: view.prompt_bytes)]

@@ -24,7 +24,8 @@ from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key, Stays
+from mars.policy.base import EngineEvent, Key
+from mars.policy.views import FOR_EVER, CallView, Stays
 
 _MOST_PROGRAMS: Final = 100_000
 

@@ -28,7 +28,8 @@ from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.ids import SessionId
-from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Steady
+from mars.policy.base import EngineEvent, Hold, IdleView, Key, Steady
+from mars.policy.views import CallView
 
 _FOUND_FRAC: Final = 0.9
 _NEWEST: Final = 1000

@@ -1,6 +1,7 @@
 """First come, first served: vLLM as it ships."""
 
-from mars.policy.base import CallView, Key, Steady
+from mars.policy.base import Key, Steady
+from mars.policy.views import CallView
 
 
 class Fcfs(Steady):

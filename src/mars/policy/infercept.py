@@ -22,7 +22,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mars.policy.base import CallView, EngineEvent, Hold, IdleView
+from mars.policy.base import EngineEvent, Hold, IdleView
+from mars.policy.views import CallView
 
 
 class InferceptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from mars.core import events as ev
-from mars.policy.base import FOR_EVER, CallView, EngineEvent, Hold, IdleView, Key, Stays, Steady
+from mars.policy.base import EngineEvent, Hold, IdleView, Key, Steady
+from mars.policy.views import FOR_EVER, CallView, Stays
 
 
 class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

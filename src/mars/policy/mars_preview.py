@@ -11,7 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mars.policy.base import FOR_EVER, CallView, Key, Stays, Steady
+from mars.policy.base import Key, Steady
+from mars.policy.views import FOR_EVER, CallView, Stays
 
 
 class PreviewOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

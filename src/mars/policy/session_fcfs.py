@@ -4,7 +4,8 @@ The strongest simple baseline: an agent that began earlier goes first in every t
 sessions end and free their KV instead of all sessions crawling together.
 """
 
-from mars.policy.base import CallView, Key, Steady
+from mars.policy.base import Key, Steady
+from mars.policy.views import CallView
 
 
 class SessionFcfs(Steady):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mars.policy.base import CallView, Key
+from mars.policy.base import Key
+from mars.policy.views import CallView
 from mars.sim.kv import Chain
 
 
