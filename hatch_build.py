@@ -17,7 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from mypyc.build import mypycify
 from setuptools import Extension, setup
 
-PACKAGES: Final = ("core", "policy", "sim")
+HOT: Final = ("core/*.py", "policy/*.py", "sim/*.py", "bench/phases.py")
 PYTHON: Final = {
     "core/errors.py",  # an exception gets attributes from whoever catches it
     "core/lifecycle.py",  # runs as a program
@@ -50,7 +50,7 @@ class CompiledHook(BuildHookInterface):  # type: ignore[type-arg,misc]
 
 def sources(package: Path) -> list[str]:
     """Of the package at `package` what is compiled, from there."""
-    files = sorted(p for name in PACKAGES for p in (package / name).glob("*.py"))
+    files = sorted(p for pattern in HOT for p in package.glob(pattern))
     return [
         name
         for path in files

@@ -14,9 +14,10 @@ from mars.core.ids import CallId, SessionId
 from mars.core.residency import Residency
 from mars.core.settings import GateSettings, ResidencySettings, WindowSettings
 from mars.core.window import Window
-from mars.policy.concur import Concur, ConcurSettings
-from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
-from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
+from mars.policy.concur import Concur
+from mars.policy.mars_preview_window import PreviewWindow
+from mars.policy.settings import ConcurSettings, PreviewWindowSettings, ThunderAgentSettings
+from mars.policy.thunderagent import ThunderAgent
 
 BLIND_S = 15.0
 SIGHTED = GateSettings(blind_s=BLIND_S)

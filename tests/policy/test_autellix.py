@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.autellix import AutellixSettings, LeastServed
-from mars.policy.base import EngineEvent, Key
-from mars.policy.views import FOR_EVER, CallView
+from mars.policy.autellix import LeastServed
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key
+from mars.policy.settings import AutellixSettings
 
 A, B = SessionId("a"), SessionId("b")
 

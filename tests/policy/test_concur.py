@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from tests.policy.fleet import Fleet
 
-from mars.policy.concur import Concur, ConcurSettings
+from mars.policy.concur import Concur
+from mars.policy.settings import ConcurSettings
 
 
 def fleet(**changes: object) -> Fleet:

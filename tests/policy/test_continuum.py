@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.base import IdleStage, IdleView
-from mars.policy.continuum import ContinuumSettings, DynamicTtl, HeldFirst, StaticTtl
-from mars.policy.views import FOR_EVER, CallView
+from mars.policy.base import FOR_EVER, CallView, IdleStage, IdleView
+from mars.policy.continuum import DynamicTtl, HeldFirst, StaticTtl
+from mars.policy.settings import ContinuumSettings
 
 S = SessionId("s")
 POLICIES = (StaticTtl, DynamicTtl)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.base import IdleStage, IdleView, KeepNothing
-from mars.policy.mars_paper import HoldSettings, SkiRental
-from mars.policy.views import CallView
+from mars.policy.base import CallView, IdleStage, IdleView, KeepNothing
+from mars.policy.mars_paper import SkiRental
+from mars.policy.settings import HoldSettings
 
 S = SessionId("s")
 

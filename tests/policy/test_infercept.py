@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import IdleStage, IdleView
-from mars.policy.infercept import InferceptSettings, LeastWaste
-from mars.policy.views import CallView
+from mars.policy.base import CallView, IdleStage, IdleView
+from mars.policy.infercept import LeastWaste
+from mars.policy.settings import InferceptSettings
 
 
 def idle(

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import Key, Ordering
+from mars.policy.base import CallView, Key, Ordering
 from mars.policy.fcfs import Fcfs
 from mars.policy.mars_order import LeastLeftFirst
-from mars.policy.mars_paper import ContinuationsFirst, OrderSettings
+from mars.policy.mars_paper import ContinuationsFirst
 from mars.policy.session_fcfs import SessionFcfs
-from mars.policy.settings import LeastLeftSettings
-from mars.policy.views import CallView
+from mars.policy.settings import LeastLeftSettings, OrderSettings
 
 NOW_S = 1000.0
 AGEING_S = 30.0

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.policy import mars_hold
-from mars.policy.base import IdleStage, IdleView
+from mars.policy.base import CallView, IdleStage, IdleView
 from mars.policy.learned import Sample
 from mars.policy.mars_hold import WorthKeeping, best_s
 from mars.policy.settings import WorthSettings
-from mars.policy.views import CallView
 
 S = SessionId("s")
 DURATIONS = st.lists(st.floats(0.0, 100.0), min_size=1, max_size=12)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
 from mars.policy import mars_order
-from mars.policy.base import EngineEvent
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Stays
 from mars.policy.mars_order import LeastLeftFirst
 from mars.policy.settings import LeastLeftSettings
-from mars.policy.views import FOR_EVER, CallView, Stays
 
 
 def call(

@@ -10,9 +10,10 @@ from tests.policy.fleet import Fleet
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
-from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
-from mars.policy.views import FOR_EVER, CallView
+from mars.policy.base import FOR_EVER, CallView
+from mars.policy.mars_preview import PreviewLevels
+from mars.policy.mars_preview_window import PreviewWindow
+from mars.policy.settings import PreviewOrderSettings, PreviewWindowSettings
 
 LEVELS = PreviewLevels(PreviewOrderSettings())
 

@@ -11,7 +11,7 @@ from mars.core.pressure import Pressure
 from mars.core.residency import Residency
 from mars.core.window import Window
 from mars.policy.autellix import LeastServed
-from mars.policy.base import IdleView, KeepNothing
+from mars.policy.base import CallView, IdleView, KeepNothing
 from mars.policy.concur import Concur
 from mars.policy.continuum import DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.fcfs import Fcfs
@@ -32,7 +32,6 @@ from mars.policy.presets import (
 from mars.policy.session_fcfs import SessionFcfs
 from mars.policy.thunderagent import ThunderAgent
 from mars.policy.tool_order import Fifo, ShortestFirst
-from mars.policy.views import CallView
 
 ROWS = {
     "fcfs": (Open, Fcfs, KeepNothing, Fifo),

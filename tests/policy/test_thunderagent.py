@@ -10,7 +10,8 @@ from tests.policy.fleet import Fleet
 from mars.core import events as ev
 from mars.core.admission import Admission
 from mars.core.ids import SessionId
-from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
+from mars.policy.settings import ThunderAgentSettings
+from mars.policy.thunderagent import ThunderAgent
 
 EXACT = ThunderAgentSettings(buffer_tokens=0)
 

@@ -1,7 +1,7 @@
 """Running decodes as numbers."""
 
 from mars.core.ids import CallId, SessionId
-from mars.policy.views import CallView
+from mars.policy.base import CallView
 from mars.sim.call import Call
 from mars.sim.decodes import Decodes
 from mars.sim.kv import Chain, Prefix

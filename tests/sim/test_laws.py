@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 from mars.core import events as ev
-from mars.policy.base import Key, Policy, Steady
+from mars.policy.base import CallView, Key, Policy, Steady
 from mars.policy.presets import PRESETS, Scheduling, build_policy
-from mars.policy.views import CallView
 from mars.sim import run as run_module
 from mars.sim.profiles import load_profile
 from mars.sim.run import Outcome, Simulation, simulate

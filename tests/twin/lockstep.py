@@ -16,9 +16,8 @@ from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.family import start_s
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.base import EngineEvent
+from mars.policy.base import CallView, EngineEvent
 from mars.policy.presets import Scheduling, build_policy
-from mars.policy.views import CallView
 from mars.sim.call import Batch, Call
 from mars.sim.groups import make_batcher
 from mars.sim.kv import Chain, Prefix

@@ -23,10 +23,9 @@ from mars.core import events as ev
 from mars.core.admission import GatedView
 from mars.core.ids import CallId, SessionId, ToolId
 from mars.core.residency import Residency
-from mars.policy.base import EngineEvent, Hold, IdleView, Key, Policy, Steady
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Policy, Steady
 from mars.policy.presets import Scheduling
 from mars.policy.tool_order import ToolCallView, ToolOrderEvent
-from mars.policy.views import CallView
 from mars.sim.prices import Prices
 from mars.sim.run import Parts
 from mars.sim.settings import EngineSettings, ToolSettings

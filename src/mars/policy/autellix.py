@@ -17,35 +17,14 @@ first chunk is cut by the queue of its S alone, and a preempted call starts from
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import EngineEvent, Key
-from mars.policy.views import FOR_EVER, CallView, Stays
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Key, Stays
+from mars.policy.settings import AutellixSettings
 
 _MOST_PROGRAMS: Final = 100_000
-
-
-class AutellixSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    level_tokens: tuple[int, ...] = (2048, 8192, 32768)
-    """A program that was served fewer than level_tokens[i] tokens is of queue i (preview code)."""
-    quantum_tokens: tuple[Annotated[int, Meta(ge=1)], ...] = (2048, 1024, 512, 256)
-    """Prompt tokens before the next queue, in each queue (preview code)."""
-    cut_chunks: bool = False
-    """A quantum is also the most prompt tokens of a call in one step, as in the preview code. The
-    paper does not cut prompts; cut ones are admitted side by side until memory runs out."""
-    beta: Annotated[float, Meta(gt=0.0)] = 2.0
-    """A program that has waited more than beta times as long as it was served goes to the top."""
-
-    def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
-        if len(self.quantum_tokens) != len(self.level_tokens) + 1:
-            raise ValueError("`quantum_tokens` must have one more entry than `level_tokens`")
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ from mars.core import events as ev
 from mars.core.ids import CallId
 from mars.core.settings import TenantSettings
 from mars.core.tenants import TenantShares
-from mars.policy.base import EngineEvent, Key, Ordering
-from mars.policy.views import CallView, Stays
+from mars.policy.base import CallView, EngineEvent, Key, Ordering, Stays
 
 
 class ByShare:

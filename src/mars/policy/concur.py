@@ -13,35 +13,12 @@ Who is active stays so: a window that was cut drains.
 from collections import deque
 from collections.abc import Collection
 from itertools import islice
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.admission import Beat, GatedView, Verdict, let_in
 from mars.core.pressure import Pressure
 from mars.core.session import Session
-
-Frac = Annotated[float, Meta(ge=0.0, le=1.0)]
-
-
-class ConcurSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    first: Annotated[int, Meta(ge=1)] = 16
-    """Window at the start. Ours: the paper names none."""
-    grow: Annotated[int, Meta(ge=1)] = 2
-    shrink: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
-    kv_low_frac: Frac = 0.2
-    kv_high_frac: Frac = 0.5
-    hit_frac: Frac = 0.2
-    every_s: Annotated[float, Meta(gt=0.0)] = 5.0
-    """Ours."""
-    hits_s: Annotated[float, Meta(gt=0.0)] = 30.0
-    """H is of so long ago at most. Ours: about one turn of each agent."""
-
-    def __post_init__(self) -> None:
-        if self.kv_low_frac > self.kv_high_frac:
-            raise ValueError("`kv_low_frac` must not be above `kv_high_frac`")
+from mars.policy.settings import ConcurSettings
 
 
 class Concur:

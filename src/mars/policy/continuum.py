@@ -21,32 +21,16 @@ memory must be had is the paper's; that a preempted call goes before all others 
 from bisect import bisect_left, insort
 from collections import deque
 from math import inf, sqrt
-from typing import Annotated, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from mars.core import events as ev
 from mars.core.ids import SessionId
-from mars.policy.base import EngineEvent, Hold, IdleView, Key, Steady
-from mars.policy.views import CallView
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView, Key, Steady
+from mars.policy.settings import ContinuumSettings
 
 _FOUND_FRAC: Final = 0.9
 _NEWEST: Final = 1000
 _MOST_PROGRAMS: Final = 100_000
-
-
-class ContinuumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    hold_s: Annotated[float, Meta(ge=0.0)] = 2.0
-    """The static time to live, and the most that a tool may take on average (released code)."""
-    return_s: Annotated[float, Meta(gt=0.0)] = 2.0
-    """After its tool has ended a session is expected back within this time (ours)."""
-    tool_samples: Annotated[int, Meta(ge=0, le=500)] = 100
-    """K: a distribution is believed with more durations than this (paper)."""
-    wait_samples: Annotated[int, Meta(ge=1)] = 200
-    """T is the mean of so many newest waits (MARS preview code)."""
-    reload_s_per_token: Annotated[float, Meta(ge=0.0)] | None = None
-    """Reload of one token; None: what the engine has measured (MARS preview code: 0.0002)."""
 
 
 class HeldFirst(Steady):

@@ -1,7 +1,6 @@
 """First come, first served: vLLM as it ships."""
 
-from mars.policy.base import Key, Steady
-from mars.policy.views import CallView
+from mars.policy.base import CallView, Key, Steady
 
 
 class Fcfs(Steady):

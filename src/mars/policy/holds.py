@@ -19,8 +19,7 @@ from typing import Literal, Protocol
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
 from mars.core.ids import SessionId, ToolId
-from mars.policy.base import Hold, IdleStage, IdleView, Retention
-from mars.policy.views import CallView
+from mars.policy.base import CallView, Hold, IdleStage, IdleView, Retention
 
 Why = Literal["returned", "expired", "pressure", "tool", "ended", "replaced", "reset"]
 

@@ -17,18 +17,9 @@ in every step.
 """
 
 from math import inf
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta
-
-from mars.policy.base import EngineEvent, Hold, IdleView
-from mars.policy.views import CallView
-
-
-class InferceptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reload_s_per_token: Annotated[float, Meta(ge=0.0)] | None = None
-    """t_fwd of one token; None: what the engine has measured (preview code: 0.0002)."""
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView
+from mars.policy.settings import InferceptSettings
 
 
 class LeastWaste:

@@ -26,10 +26,9 @@ from typing import Final, TypeVar
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import EngineEvent, Hold, IdleView
+from mars.policy.base import CallView, EngineEvent, Hold, IdleView
 from mars.policy.learned import Sample
 from mars.policy.settings import WorthSettings
-from mars.policy.views import CallView
 
 _MOST_SESSIONS: Final = 100_000
 _MOST_TOOLS: Final = 1_000

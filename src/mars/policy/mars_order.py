@@ -24,10 +24,9 @@ from typing import Final, TypeVar
 
 from mars.core import events as ev
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import EngineEvent, Key, Steady
+from mars.policy.base import CallView, EngineEvent, Key, Stays, Steady
 from mars.policy.learned import Sample
 from mars.policy.settings import LeastLeftSettings
-from mars.policy.views import CallView, Stays
 
 _MOST_SESSIONS: Final = 100_000
 

@@ -2,26 +2,10 @@
 
 from bisect import bisect_left
 from math import inf
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
-from mars.policy.base import EngineEvent, Hold, IdleView, Key, Steady
-from mars.policy.views import FOR_EVER, CallView, Stays
-
-
-class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    level_tokens: tuple[int, ...] = (2048, 8192, 32768)
-    """A call with at most level_tokens[i] uncached tokens is of level i (preview's levels)."""
-    ageing_s: Annotated[float, Meta(gt=0.0)] = 30.0
-    """A call that came this long ago goes before all that came later than that; among those past
-    the bound the older session goes first, so nobody is passed for ever (preview: 30 s)."""
-
-    def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
+from mars.policy.base import FOR_EVER, CallView, EngineEvent, Hold, IdleView, Key, Stays, Steady
+from mars.policy.settings import HoldSettings, OrderSettings
 
 
 class ContinuationsFirst(Steady):
@@ -58,17 +42,6 @@ class ContinuationsFirst(Steady):
     def victim_key(self, call: CallView, now_s: float) -> Key:
         del now_s
         return (call.session_arrived_s, call.queued_s)
-
-
-class HoldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    most_s: Annotated[float, Meta(gt=0.0)] = 60.0
-    """No hold is longer than this, however cheap."""
-    return_s: Annotated[float, Meta(gt=0.0)] = 2.0
-    """After its tool has ended a session is expected back within this time."""
-    cold_wait_s: Annotated[float, Meta(ge=0.0)] = 10.0
-    """So long a call that would need held memory waits for it; then it may take it."""
-    tool_samples: Annotated[int, Meta(ge=1, le=50)] = 5
-    """A tool's mean run time is believed after so many runs."""
 
 
 class SkiRental:

@@ -6,30 +6,9 @@ Its control loop is in `mars_preview_window`; it keeps no KV across tools. Not a
 
 from bisect import bisect_left
 from math import inf
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta
-
-from mars.policy.base import Key, Steady
-from mars.policy.views import FOR_EVER, CallView, Stays
-
-
-class PreviewOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    level_tokens: tuple[int, ...] = (2048, 8192, 32768)
-    """A prefill of at most level_tokens[i] tokens is of level i, a larger one of the last."""
-    quantum_tokens: tuple[Annotated[int, Meta(ge=2)], ...] = (2048, 1024, 512, 256)
-    """Most prompt tokens in one step, for each level."""
-    ageing_s: Annotated[float, Meta(gt=0.0)] = 30.0
-    """A prefill rises by one level each time it has waited so long."""
-    kv_short_frac: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.90
-    """From this use of KV on, quanta are halved."""
-
-    def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
-        if len(self.quantum_tokens) != len(self.level_tokens) + 1:
-            raise ValueError("`quantum_tokens` must be one more than `level_tokens`")
+from mars.policy.base import FOR_EVER, CallView, Key, Stays, Steady
+from mars.policy.settings import PreviewOrderSettings
 
 
 class PreviewLevels(Steady):

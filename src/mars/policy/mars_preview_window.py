@@ -18,54 +18,12 @@ known in bytes: it is long from `long_bytes` on, and takes bytes * `pressure.kv_
 from collections.abc import Collection, Iterator
 from itertools import islice
 from math import ceil, inf
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.admission import Beat, GatedView, Verdict, let_in
 from mars.core.pressure import Hysteresis, Pressure
 from mars.core.session import Session
-
-Share = Annotated[float, Meta(gt=0.0, le=1.0)]
-Seconds = Annotated[float, Meta(gt=0.0)]
-
-
-class PreviewWindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Each default is the preview's, but where it says that it is ours."""
-
-    first: Annotated[int, Meta(ge=1)] = 30
-    """P"""
-    least: Annotated[int, Meta(ge=1)] = 4
-    """L"""
-    grow: Annotated[int, Meta(ge=1)] = 1
-    shrink: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.7
-    every_s: Seconds = 0.2
-    kv_low_frac: Share = 0.85
-    kv_high_frac: Share = 0.90
-    kv_reserve_frac: Share = 0.10
-    tool_load_low: Seconds = 1.0
-    """1 and 2 for agents, 1 and 4 for scripts."""
-    tool_load_high: Seconds = 2.0
-    tool_wait_low_s: Seconds = 2.0
-    tool_wait_high_s: Seconds = 5.0
-    tool_wait_alpha: Share = 0.2
-    long_bytes: Annotated[int, Meta(ge=1)] = 200_000
-    """50k tokens, at 4 bytes each."""
-    long_after_s: Annotated[float, Meta(ge=0.0)] = 2.0
-    """A long one enters when no short one has waited for so long. Ours: its own is not known."""
-    long_at_once: Annotated[int, Meta(ge=1)] = 2
-
-    def __post_init__(self) -> None:
-        for low, high in (
-            ("least", "first"),
-            ("kv_low_frac", "kv_high_frac"),
-            ("tool_load_low", "tool_load_high"),
-            ("tool_wait_low_s", "tool_wait_high_s"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"`{low}` must not be above `{high}`")
+from mars.policy.settings import PreviewWindowSettings
 
 
 class PreviewWindow:

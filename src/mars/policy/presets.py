@@ -11,22 +11,35 @@ from mars.core.residency import Residency
 from mars.core.settings import GateSettings, ResidencySettings, TenantSettings, WindowSettings
 from mars.core.tenants import TenantShares
 from mars.core.window import Window
-from mars.policy.autellix import AutellixSettings, LeastServed
+from mars.policy.autellix import LeastServed
 from mars.policy.base import KeepNothing, Ordering, Policy, Retention
 from mars.policy.by_share import ByShare
-from mars.policy.concur import Concur, ConcurSettings
-from mars.policy.continuum import ContinuumSettings, DynamicTtl, HeldFirst, StaticTtl
+from mars.policy.concur import Concur
+from mars.policy.continuum import DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.fcfs import Fcfs
-from mars.policy.infercept import InferceptSettings, LeastWaste
+from mars.policy.infercept import LeastWaste
 from mars.policy.mars_hold import WorthKeeping
 from mars.policy.mars_order import LeastLeftFirst
-from mars.policy.mars_paper import ContinuationsFirst, HoldSettings, OrderSettings, SkiRental
-from mars.policy.mars_preview import PreviewLevels, PreviewOrderSettings
-from mars.policy.mars_preview_window import PreviewWindow, PreviewWindowSettings
+from mars.policy.mars_paper import ContinuationsFirst, SkiRental
+from mars.policy.mars_preview import PreviewLevels
+from mars.policy.mars_preview_window import PreviewWindow
 from mars.policy.no_host import ComputedAgain
 from mars.policy.session_fcfs import SessionFcfs
-from mars.policy.settings import LeastLeftSettings, ToolOrderSettings, WorthSettings
-from mars.policy.thunderagent import ThunderAgent, ThunderAgentSettings
+from mars.policy.settings import (
+    AutellixSettings,
+    ConcurSettings,
+    ContinuumSettings,
+    HoldSettings,
+    InferceptSettings,
+    LeastLeftSettings,
+    OrderSettings,
+    PreviewOrderSettings,
+    PreviewWindowSettings,
+    ThunderAgentSettings,
+    ToolOrderSettings,
+    WorthSettings,
+)
+from mars.policy.thunderagent import ThunderAgent
 from mars.policy.tool_order import Fifo, ShortestFirst, ToolOrder
 
 

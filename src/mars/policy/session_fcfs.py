@@ -4,8 +4,7 @@ The strongest simple baseline: an agent that began earlier goes first in every t
 sessions end and free their KV instead of all sessions crawling together.
 """
 
-from mars.policy.base import Key, Steady
-from mars.policy.views import CallView
+from mars.policy.base import CallView, Key, Steady
 
 
 class SessionFcfs(Steady):

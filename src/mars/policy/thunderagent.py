@@ -11,10 +11,6 @@ if nobody waits and it fits. Ours: an empty machine takes whoever is next, as vL
 """
 
 from collections.abc import Collection, Iterator
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from mars.core import events as ev
 from mars.core.admission import Beat, GatedView, Verdict
@@ -22,17 +18,9 @@ from mars.core.decisions import Admit, Pause
 from mars.core.ids import SessionId
 from mars.core.pressure import Pressure
 from mars.core.session import Phase, Session
+from mars.policy.settings import ThunderAgentSettings
 
 _Ranked = tuple[int, float, SessionId]
-
-
-class ThunderAgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    every_s: Annotated[float, Meta(gt=0.0)] = 5.0
-    """Its option --scheduler-interval."""
-    buffer_tokens: Annotated[int, Meta(ge=0)] = 100
-    """b. Its BUFFER_PER_PROGRAM."""
-    most_wait_s: Annotated[float, Meta(gt=0.0)] = 1800.0
-    """Who waits this long at the gate enters whatever its size. Its _wait_for_resume."""
 
 
 class ThunderAgent:

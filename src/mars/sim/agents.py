@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mars.core import events as ev
 from mars.core.errors import InputError
 from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.views import CallView
+from mars.policy.base import CallView
 from mars.sim.agenda import Agenda
 from mars.sim.engine import SimEngine
 from mars.sim.families import Families, Spawn

@@ -17,8 +17,7 @@ from math import inf
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
-from mars.policy.base import EngineEvent, Policy
-from mars.policy.views import CallView
+from mars.policy.base import CallView, EngineEvent, Policy
 from mars.sim.accounts import Accounts
 from mars.sim.call import Batch, Call
 from mars.sim.kv import Chain

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mars.policy.base import Key
-from mars.policy.views import CallView
+from mars.policy.base import CallView, Key
 from mars.sim.kv import Chain
 
 

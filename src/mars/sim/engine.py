@@ -14,8 +14,7 @@ from math import inf
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
-from mars.policy.base import EngineEvent, Policy
-from mars.policy.views import CallView
+from mars.policy.base import CallView, EngineEvent, Policy
 from mars.sim.call import Batch, Call
 from mars.sim.cost import Cost
 from mars.sim.groups import make_batcher

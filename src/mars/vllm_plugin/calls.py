@@ -9,8 +9,7 @@ from typing import Any, Final
 from mars.core import events as ev
 from mars.core.family import start_s
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import Key, needed_by
-from mars.policy.views import CallView
+from mars.policy.base import CallView, Key, needed_by
 
 _MOST_SESSIONS: Final = 100_000
 _API_ID: Final = re.compile(

@@ -27,10 +27,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from mars.core import events as ev
 from mars.core.estimate import PrefillRate
-from mars.policy.base import Key
+from mars.policy.base import CallView, Key
 from mars.policy.holds import Holds
 from mars.policy.presets import build_policy
-from mars.policy.views import CallView
 from mars.vllm_plugin.calls import Calls, Sessions
 from mars.vllm_plugin.contract import check_seams, check_version
 from mars.vllm_plugin.offload import host_memory
