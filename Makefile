@@ -65,7 +65,8 @@ test: check $(COMPILED)/mars $(AGENTS)/.ready $(AIPERF)/.ready
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }
 	$(BIN)/pytest -n 2 --dist loadfile $(PURE)
-	PYTHONPATH=$(COMPILED) $(BIN)/pytest -n 2 $(addprefix tests/,compare/ policy/ sim/ twin/)
+	PYTHONPATH=$(COMPILED) $(BIN)/mars bench-simulator --policies fcfs --repeat 1 | grep compiled
+	PYTHONPATH=$(COMPILED) $(BIN)/pytest -n 2 $(addprefix tests/,compare/ policy/ sim/ twin/ vllm_plugin/)
 	$(BIN)/pytest $(filter-out $(PURE) tests/__pycache__/,$(wildcard tests/*/ tests/test_*.py))
 
 compiled: $(COMPILED)/mars

@@ -27,7 +27,7 @@ STRUCT: Final = re.compile(r"^class \w+\(.*\bmsgspec\.Struct\b", re.MULTILINE)
 """mypyc loses the arguments of such a class."""
 
 
-class CompiledHook(BuildHookInterface):  # type: ignore[type-arg,misc]
+class CompiledHook(BuildHookInterface):  # type: ignore[misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             return  # a compiled module would hide the source that is being edited

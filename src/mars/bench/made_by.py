@@ -14,13 +14,8 @@ def made_by() -> dict[str, str]:
     return {"version": version("mars"), "commit": _commit()}
 
 
-def is_compiled() -> bool:
-    """The hot loops are."""
-    return _COMPILED_FROM.exists()
-
-
 def _commit() -> str:
-    return _COMPILED_FROM.read_text() if is_compiled() else commit_of(_PACKAGE)
+    return _COMPILED_FROM.read_text() if _COMPILED_FROM.exists() else commit_of(_PACKAGE)
 
 
 def commit_of(folder: Path) -> str:

@@ -28,6 +28,7 @@ from mars.compare.speed import PROFILE, RHO, measure_speed
 from mars.compare.told import named
 from mars.config import load_settings
 from mars.core.errors import InputError, ResultError
+from mars.sim import batcher
 from mars.stream.log import LogWriter
 from mars.workload.make import FromTrace, Workload
 from mars.workload.synthetic import CLASSES, Synthetic
@@ -274,4 +275,5 @@ def bench_simulator_command(policies: list[str], *, repeat: int) -> None:
             of.policy, str(of.sessions), str(of.turns), f"{of.cpu_s:.2f}",
             f"{of.per_turn_us:.0f}", str(of.steps), str(of.strides),
         )  # fmt: skip
-    Console().print(f"{PROFILE}, rho {RHO}, median of {repeat}, on one core:", table)
+    code = "Python" if batcher.__file__.endswith(".py") else "compiled"
+    Console().print(f"{PROFILE}, rho {RHO}, median of {repeat}, on one core, {code}:", table)
