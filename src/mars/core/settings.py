@@ -25,6 +25,8 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who enters under `mars` (residency)."""
+
     overcommit: Annotated[float, Meta(gt=0.0)] = 1.5
     """What active sessions may occupy together, over the KV capacity (docs/adr/0023)."""
     idle_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.4
@@ -43,6 +45,8 @@ class ResidencySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who enters under `mars-aimd` (window)."""
+
     first: Annotated[int, Meta(ge=1)] = 4
     """Window at the start. Preview: 30, with 80 GB of KV in mind; slow start makes up for it."""
     least: Annotated[int, Meta(ge=1)] = 1

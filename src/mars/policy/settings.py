@@ -13,6 +13,8 @@ Positive = Annotated[float, Meta(gt=0.0)]
 
 
 class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Order of calls under `mars` (mars_order)."""
+
     samples: Annotated[int, Meta(ge=1)] = 10
     """Sessions that must have ended before the index is believed; until then: order of arrival."""
     patience: Annotated[float, Meta(gt=0.0)] = 1.5
@@ -20,6 +22,8 @@ class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class WorthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Holds under `mars` (mars_hold)."""
+
     price: Annotated[float, Meta(gt=0.0)] = 0.5
     """Seconds of GPU that a second of the whole KV is worth."""
     samples: Annotated[int, Meta(ge=1)] = 20
@@ -34,6 +38,8 @@ class WorthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ToolOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Order of tool calls under `mars` (tool_order)."""
+
     patience_s: Annotated[float, Meta(gt=0.0)] = 30.0
     """For each core second that a call is expected to take, it may be passed for so long. Ours: of
     10, 30 and 100 the last two are alike in simulated `gittask` cells, and 10 is no better."""
@@ -96,6 +102,8 @@ class InferceptSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Order of calls under `mars-paper` (mars_paper)."""
+
     level_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """A call with at most level_tokens[i] uncached tokens is of level i (preview's levels)."""
     ageing_s: Annotated[float, Meta(gt=0.0)] = 30.0
@@ -108,6 +116,8 @@ class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class HoldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Holds under `mars-paper` (mars_paper)."""
+
     most_s: Annotated[float, Meta(gt=0.0)] = 60.0
     """No hold is longer than this, however cheap."""
     return_s: Annotated[float, Meta(gt=0.0)] = 2.0
@@ -119,6 +129,8 @@ class HoldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PreviewOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Order of calls under `mars_preview`."""
+
     level_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """A prefill of at most level_tokens[i] tokens is of level i, a larger one of the last."""
     quantum_tokens: tuple[Annotated[int, Meta(ge=2)], ...] = (2048, 1024, 512, 256)
