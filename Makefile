@@ -71,7 +71,7 @@ test: check $(COMPILED)/mars $(AGENTS)/.ready $(AIPERF)/.ready
 
 compiled: $(COMPILED)/mars
 
-$(COMPILED)/mars: $(READY) hatch_build.py pyproject.toml $(wildcard src/mars/*.py src/mars/*/*.py)
+$(COMPILED)/mars: $(READY) hatch_build.py pyproject.toml $(shell find src/mars -type f -not -name '*.pyc')
 	rm -rf $(COMPILED)
 	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/pip install --quiet --no-deps --target $(COMPILED) .
 

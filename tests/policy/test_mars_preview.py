@@ -257,7 +257,7 @@ class TestEntry:
         (PreviewWindowSettings, {"least": 31}, "`least` must not be above `first`"),
         (PreviewWindowSettings, {"kv_low_frac": 0.95}, "`kv_low_frac` must not be above"),
         (PreviewOrderSettings, {"level_tokens": [5, 5, 6]}, "`level_tokens` must rise"),
-        (PreviewOrderSettings, {"level_tokens": [5]}, "`quantum_tokens` must be one more"),
+        (PreviewOrderSettings, {"level_tokens": [5]}, "`quantum_tokens` must have one more"),
     ],
 )
 def test_a_wrong_setting_is_named(kind: type, given: dict[str, object], named: str) -> None:

@@ -11,6 +11,13 @@ Positive = Annotated[float, Meta(gt=0.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 
 
+def none_above(of: msgspec.Struct, *pairs: tuple[str, str]) -> None:
+    """Raise ValueError where the first field of a pair is above the second."""
+    for low, high in pairs:
+        if getattr(of, low) > getattr(of, high):
+            raise ValueError(f"`{low}` must not be above `{high}`")
+
+
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds at the gate whatever the admission."""
 
@@ -63,14 +70,13 @@ class WindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Smoothed wait of a tool for its cores. Preview: 2 s and 5 s."""
 
     def __post_init__(self) -> None:
-        for low, high in (
+        none_above(
+            self,
             ("least", "first"),
             ("kv_low_frac", "kv_high_frac"),
             ("tool_load_low", "tool_load_high"),
             ("tool_wait_low_s", "tool_wait_high_s"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"`{low}` must not be above `{high}`")
+        )
 
 
 class TenantWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,9 +7,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from mars.core.settings import none_above
+
 Frac = Annotated[float, Meta(ge=0.0, le=1.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
+
+
+def _check_levels(
+    level_tokens: tuple[int, ...], quantum_tokens: tuple[int, ...] | None = None
+) -> None:
+    if list(level_tokens) != sorted(set(level_tokens)):
+        raise ValueError("`level_tokens` must rise")
+    if quantum_tokens is not None and len(quantum_tokens) != len(level_tokens) + 1:
+        raise ValueError("`quantum_tokens` must have one more entry than `level_tokens`")
 
 
 class LeastLeftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,10 +70,7 @@ class AutellixSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A program that has waited more than beta times as long as it was served goes to the top."""
 
     def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
-        if len(self.quantum_tokens) != len(self.level_tokens) + 1:
-            raise ValueError("`quantum_tokens` must have one more entry than `level_tokens`")
+        _check_levels(self.level_tokens, self.quantum_tokens)
 
 
 class ConcurSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,8 +87,7 @@ class ConcurSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """H is of so long ago at most. Ours: about one turn of each agent."""
 
     def __post_init__(self) -> None:
-        if self.kv_low_frac > self.kv_high_frac:
-            raise ValueError("`kv_low_frac` must not be above `kv_high_frac`")
+        none_above(self, ("kv_low_frac", "kv_high_frac"))
 
 
 class ContinuumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,8 +118,7 @@ class OrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the bound the older session goes first, so nobody is passed for ever (preview: 30 s)."""
 
     def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
+        _check_levels(self.level_tokens)
 
 
 class HoldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,10 +147,7 @@ class PreviewOrderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """From this use of KV on, quanta are halved."""
 
     def __post_init__(self) -> None:
-        if list(self.level_tokens) != sorted(set(self.level_tokens)):
-            raise ValueError("`level_tokens` must rise")
-        if len(self.quantum_tokens) != len(self.level_tokens) + 1:
-            raise ValueError("`quantum_tokens` must be one more than `level_tokens`")
+        _check_levels(self.level_tokens, self.quantum_tokens)
 
 
 class PreviewWindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,14 +176,13 @@ class PreviewWindowSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     long_at_once: Annotated[int, Meta(ge=1)] = 2
 
     def __post_init__(self) -> None:
-        for low, high in (
+        none_above(
+            self,
             ("least", "first"),
             ("kv_low_frac", "kv_high_frac"),
             ("tool_load_low", "tool_load_high"),
             ("tool_wait_low_s", "tool_wait_high_s"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"`{low}` must not be above `{high}`")
+        )
 
 
 class ThunderAgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
