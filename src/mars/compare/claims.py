@@ -18,6 +18,8 @@ LOADED_RHO: Final = 0.7
 _PAPER_LEAST: Final = 1.44
 _PAPER_LARGEST: Final = 5.94
 _THROUGHPUT: Final = 0.98
+_NEAR: Final = 1.5
+_NEAR_RHOS: Final = (0.7, 0.9)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,8 @@ def _claims(cells: Sequence[Cell]) -> Iterator[Claim]:
         _Measure(lambda _: "fcfs", "p99_s").of(cells), 1, [],
     )  # fmt: skip
     yield _throughput(cells, of_all)
+    yield _near_bound(cells)
+    yield _sign(cells)
 
 
 _Found = list[tuple[Cell, str, Estimate]]
@@ -85,11 +89,13 @@ def _least(
     def reaches(value: float) -> bool:
         return value > bound + ROUNDING if above else value >= bound - ROUNDING
 
-    short = [of for _, _, of in found if not reaches(of.ratio)]
-    sure = sum(of.high < bound - ROUNDING for of in short)
+    short = [one for one in found if not reaches(one[2].ratio)]
+    sure = sum(of.high < bound - ROUNDING for _, _, of in short)
     said = f"least {_said(*min(found, key=lambda one: one[2].ratio))}"
     if short:
         said += f"; short of it: {len(short)} of {len(found)} cells, {sure} beyond the interval"
+        if closed := sum(_bound_ratio(cell, rival) < bound for cell, rival, _ in short):
+            said += f"; in {closed} any schedule is (oracle)"
     else:
         said += f"; {len(found)} cells"
     return Claim(claim=claim, holds=not short, figure=said, not_run=not_run)
@@ -120,6 +126,64 @@ def _throughput(cells: Sequence[Cell], not_run: list[str]) -> Claim:
     said = f"least {share:.3f}, {cell.label}, against {best}"
     said += f"; short of it: {short} of {len(found)} cells" if short else f"; {len(found)} cells"
     return Claim(claim=claim, holds=not short, figure=said, not_run=not_run)
+
+
+def _near_bound(cells: Sequence[Cell]) -> Claim:
+    """Mean of the reference / that of the clairvoyant bound, which no schedule may reach."""
+    rhos = " and ".join(map(str, _NEAR_RHOS))
+    claim = f"Mean within {_NEAR}x of the oracle's at rho {rhos}"
+    ratios = [
+        (_bound_ratio(cell, REFERENCE), cell)
+        for cell in cells
+        if cell.rho in _NEAR_RHOS and REFERENCE in cell.policies
+    ]
+    if not ratios:
+        return _unknown(claim)
+    most, cell = max(ratios, key=lambda one: one[0])
+    short = sum(ratio > _NEAR for ratio, _ in ratios)
+    said = f"most {most:.3f}x, {cell.label}"
+    said += f"; beyond it: {short} of {len(ratios)} cells" if short else f"; {len(ratios)} cells"
+    return Claim(claim=claim, holds=not short, figure=said, not_run=[])
+
+
+def _sign(cells: Sequence[Cell]) -> Claim:
+    """Nobody who is behind the reference in the middle of the cost band is ahead at a corner of it,
+    nor the other way round.
+    """
+    claim = "Who is ahead of whom, the same at all corners of the cost band"
+    middles = {_place(cell): cell for cell in cells if not _is_corner(cell)}
+    found: _Found = []
+    turned = 0
+    for cell in filter(_is_corner, cells):
+        middle = middles.get(_place(cell))
+        for policy in filter(is_baseline, cell.policies):
+            here, there = cell.against(policy), middle.against(policy) if middle else None
+            if here and there:
+                found.append((cell, policy, here))
+                turned += _side(here) * _side(there) < 0
+    if not found:
+        return _unknown(claim)
+    said = f"least {_said(*min(found, key=lambda one: one[2].ratio))}"
+    said += f"; turned: {turned} of {len(found)}" if turned else f"; none of {len(found)} turned"
+    return Claim(claim=claim, holds=not turned, figure=said, not_run=[])
+
+
+def _side(of: Estimate) -> int:
+    return (of.ratio > 1 + ROUNDING) - (of.ratio < 1 - ROUNDING)
+
+
+def _is_corner(cell: Cell) -> bool:
+    return (cell.step_factor, cell.prefill_factor) != (1, 1)
+
+
+def _place(cell: Cell) -> tuple[object, ...]:
+    """All but the costs."""
+    machine = cell.profile, cell.host_gib, cell.tool_cores, cell.tool_share
+    return *machine, cell.workload, cell.rho
+
+
+def _bound_ratio(cell: Cell, policy: str) -> float:
+    return cell.policies[policy].mean_s / cell.clairvoyant_mean_s
 
 
 def _said(cell: Cell, rival: str, of: Estimate) -> str:
