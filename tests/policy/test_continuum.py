@@ -6,50 +6,15 @@ from statistics import StatisticsError, correlation
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.made import idle, ran
 
 from mars.core import events as ev
-from mars.core.ids import CallId, SessionId, ToolId
-from mars.policy.base import FOR_EVER, CallView, IdleStage, IdleView
+from mars.core.ids import CallId, SessionId
+from mars.policy.base import FOR_EVER, CallView, IdleStage
 from mars.policy.continuum import DynamicTtl, HeldFirst, StaticTtl
 from mars.policy.settings import ContinuumSettings
 
-S = SessionId("s")
 POLICIES = (StaticTtl, DynamicTtl)
-
-
-def idle(
-    *,
-    stage: IdleStage = "tool started",
-    tool: str = "sh",
-    context_tokens: int = 10_000,
-    refill_s: float = 1.0,
-    session_arrived_s: float = 7.0,
-) -> IdleView:
-    return IdleView(
-        session_id=S,
-        stage=stage,
-        tool="" if stage == "left" else tool,
-        session_arrived_s=session_arrived_s,
-        context_tokens=context_tokens,
-        others_tokens=0,
-        kv_capacity_tokens=100_000,
-        compute_s=refill_s,
-        refill_s=refill_s,
-        idle_s=0.5,
-    )
-
-
-def ran(tool: str, run_s: float, exit_code: int | None = 0) -> ev.ToolFinished:
-    return ev.ToolFinished(
-        at_s=0.0,
-        session_id=S,
-        tool_id=ToolId("t"),
-        tool=tool,
-        run_s=run_s,
-        cpu_s=run_s,
-        peak_memory_bytes=0,
-        exit_code=exit_code,
-    )
 
 
 def served(

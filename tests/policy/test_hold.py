@@ -1,62 +1,36 @@
 """Ski rental: what stays warm, for how long, computed by hand."""
 
+from functools import partial
 from math import inf
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy import made
+from tests.policy.made import S, ran
 
 from mars.core import events as ev
-from mars.core.ids import CallId, SessionId, ToolId
+from mars.core.ids import CallId, ToolId
 from mars.policy.base import CallView, IdleStage, IdleView, KeepNothing
 from mars.policy.mars_paper import SkiRental
 from mars.policy.settings import HoldSettings
 
-S = SessionId("s")
-
-
-def idle(
-    *,
-    stage: IdleStage = "left",
-    tool: str = "",
-    context_tokens: int = 32_000,
-    kv_capacity_tokens: int = 160_000,
-    refill_s: float = 4.0,
-    idle_s: float = 0.0,
-) -> IdleView:
-    """By default the bound is 4 s * 160k / 32k = 20 s."""
-    return IdleView(
-        session_id=S,
-        stage=stage,
-        tool=tool,
-        session_arrived_s=0.0,
-        context_tokens=context_tokens,
-        others_tokens=0,
-        kv_capacity_tokens=kv_capacity_tokens,
-        compute_s=refill_s,
-        refill_s=refill_s,
-        idle_s=idle_s,
-    )
-
-
-def ended(tool: str, run_s: float, exit_code: int | None = 0) -> ev.ToolFinished:
-    return ev.ToolFinished(
-        at_s=0.0,
-        session_id=S,
-        tool_id=ToolId("t"),
-        tool=tool,
-        run_s=run_s,
-        cpu_s=run_s,
-        peak_memory_bytes=0,
-        exit_code=exit_code,
-    )
+idle = partial(
+    made.idle,
+    stage="left",
+    context_tokens=32_000,
+    kv_capacity_tokens=160_000,
+    refill_s=4.0,
+    idle_s=0.0,
+)
+"""The bound is 4 s * 160k / 32k = 20 s."""
 
 
 def learned(tool: str, run_s: float, runs: int) -> SkiRental:
     rental = SkiRental(HoldSettings())
     for _ in range(runs):
-        rental.observe(ended(tool, run_s))
+        rental.observe(ran(tool, run_s))
     return rental
 
 
@@ -87,14 +61,16 @@ def test_a_tool_known_to_be_long_is_not_waited_for() -> None:
     assert (hold.keep_s, hold.why) == (0.0, "make takes 21.0 s, worth 20.0 s")
     assert learned("make", 21.0, runs=4).hold(started).keep_s == 20.0, "not yet believed"
     assert learned("make", 19.0, runs=5).hold(started).keep_s == 20.0, "worth waiting for"
-    assert learned("make", 21.0, runs=5).hold(idle(tool="ls")).keep_s == 20.0, "another tool"
+    assert (
+        learned("make", 21.0, runs=5).hold(idle(stage="tool started", tool="ls")).keep_s == 20.0
+    ), "another tool"
 
 
 def test_a_tool_that_never_ran_teaches_nothing() -> None:
     rental = SkiRental(HoldSettings(tool_samples=1))
-    rental.observe(ended("make", 500.0, exit_code=None))
+    rental.observe(ran("make", 500.0, exit_code=None))
     rental.observe(ev.ToolQueued(at_s=0.0, session_id=S, tool_id=ToolId("t"), tool="make", cores=1))
-    assert rental.hold(idle(tool="make")).keep_s == 20.0
+    assert rental.hold(idle(stage="tool started", tool="make")).keep_s == 20.0
 
 
 def test_the_end_of_a_tool_renews_the_hold() -> None:
@@ -108,12 +84,12 @@ def test_the_end_of_a_tool_renews_the_hold() -> None:
 def test_the_learned_mean_is_a_mean_and_then_forgets() -> None:
     few = SkiRental(HoldSettings())
     for run_s in (10.0, 20.0, 60.0):
-        few.observe(ended("make", run_s))
+        few.observe(ran("make", run_s))
     assert few._mean_s["make"][0] == pytest.approx(30.0)
     many = learned("make", 1000.0, runs=5000)
     assert many._mean_s["make"][0] == pytest.approx(1000.0)
     for _ in range(500):
-        many.observe(ended("make", 1.0))
+        many.observe(ran("make", 1.0))
     assert many._mean_s["make"][0] == pytest.approx(1.0 + 999.0 * (49 / 50) ** 500)
     assert many.hold(idle(stage="tool started", tool="make")).keep_s == 20.0
 
@@ -141,7 +117,7 @@ def test_every_hold_is_bounded(view: IdleView, runs_s: list[float]) -> None:
     most_s, rounding = HoldSettings().most_s, 1 + 1e-9
     rental = SkiRental(HoldSettings())
     for run_s in runs_s:
-        rental.observe(ended("make", run_s))
+        rental.observe(ran("make", run_s))
     keep_s = rental.hold(view).keep_s
     assert 0.0 <= keep_s <= most_s
     worth = view.refill_s * view.kv_capacity_tokens

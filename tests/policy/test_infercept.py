@@ -1,39 +1,21 @@
 """InferCept's least waste, computed by hand."""
 
+from functools import partial
 from math import inf
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy import made
 
 from mars.core.ids import CallId, SessionId
-from mars.policy.base import CallView, IdleStage, IdleView
+from mars.policy.base import CallView, IdleStage
 from mars.policy.infercept import LeastWaste
 from mars.policy.settings import InferceptSettings
 
-
-def idle(
-    *,
-    stage: IdleStage = "left",
-    context_tokens: int = 10_000,
-    others_tokens: int = 30_000,
-    refill_s: float = 1.5,
-    idle_s: float = 0.0,
-) -> IdleView:
-    """By default tau = 1.5 s * (10k + 30k) / (2 * 10k) = 3 s."""
-    return IdleView(
-        session_id=SessionId("s"),
-        stage=stage,
-        tool="sh",
-        session_arrived_s=0.0,
-        context_tokens=context_tokens,
-        others_tokens=others_tokens,
-        kv_capacity_tokens=100_000,
-        compute_s=refill_s,
-        refill_s=refill_s,
-        idle_s=idle_s,
-    )
+idle = partial(made.idle, stage="left", others_tokens=30_000, refill_s=1.5, idle_s=0.0)
+"""tau = 1.5 s * (10k + 30k) / (2 * 10k) = 3 s."""
 
 
 def test_kept_until_keeping_has_wasted_as_much_as_letting_go() -> None:

@@ -8,53 +8,17 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.made import S, idle, ran
 
 from mars.core import events as ev
-from mars.core.ids import CallId, SessionId, ToolId
+from mars.core.ids import CallId, SessionId
 from mars.policy import mars_hold
-from mars.policy.base import CallView, IdleStage, IdleView
+from mars.policy.base import CallView, IdleStage
 from mars.policy.learned import Sample
 from mars.policy.mars_hold import WorthKeeping, best_s
 from mars.policy.settings import WorthSettings
 
-S = SessionId("s")
 DURATIONS = st.lists(st.floats(0.0, 100.0), min_size=1, max_size=12)
-
-
-def idle(
-    *,
-    stage: IdleStage = "tool started",
-    tool: str = "sh",
-    context_tokens: int = 10_000,
-    kv_capacity_tokens: int = 100_000,
-    refill_s: float = 1.0,
-) -> IdleView:
-    """By default a second of keeping costs a tenth of `price`."""
-    return IdleView(
-        session_id=S,
-        stage=stage,
-        tool="" if stage == "left" else tool,
-        session_arrived_s=7.0,
-        context_tokens=context_tokens,
-        others_tokens=0,
-        kv_capacity_tokens=kv_capacity_tokens,
-        compute_s=refill_s,
-        refill_s=refill_s,
-        idle_s=0.5,
-    )
-
-
-def ran(tool: str, run_s: float, exit_code: int | None = 0) -> ev.ToolFinished:
-    return ev.ToolFinished(
-        at_s=0.0,
-        session_id=S,
-        tool_id=ToolId("t"),
-        tool=tool,
-        run_s=run_s,
-        cpu_s=run_s,
-        peak_memory_bytes=0,
-        exit_code=exit_code,
-    )
 
 
 def started(call: str, at_s: float, session: str = "s") -> ev.CallStarted:
