@@ -162,7 +162,7 @@ def _sign(cells: Sequence[Cell]) -> Claim:
                 found.append((cell, policy, here))
                 turned += _side(here) * _side(there) < 0
     if not found:
-        return _unknown(claim)
+        return Claim(claim=claim, holds=None, figure="no corner of it was run", not_run=[])
     said = f"least {_said(*min(found, key=lambda one: one[2].ratio))}"
     said += f"; turned: {turned} of {len(found)}" if turned else f"; none of {len(found)} turned"
     return Claim(claim=claim, holds=not turned, figure=said, not_run=[])
