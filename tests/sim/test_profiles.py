@@ -1,6 +1,7 @@
 """The bundled profiles: complete, consistent, and inside their own error bars."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     profile: str
     source: str
     case: str
+    at_a_time: int | None
+    """Calls that are open, another as soon as one ends; None: more than run."""
     prompt_tokens: float
     output_tokens: float
     output_tokens_per_s: float
@@ -84,8 +87,8 @@ def test_a_scaled_card_is_the_measured_one_but_for_two_ratios(card: str, model: 
     [
         (f"h100-nvl/{QWEN}", 260_000),
         (f"h200-nvl/{QWEN}", 720_000),
-        (f"h100-nvl/{OSS}", 575_000),
-        (f"h200-nvl/{OSS}", 1_800_000),
+        (f"h100-nvl/{OSS}", 440_000),
+        (f"h200-nvl/{OSS}", 1_667_000),
         ("tiny-cpu", 20_480),
     ],
 )
@@ -94,6 +97,14 @@ def test_kv_capacity(name: str, tokens: int) -> None:
     assert profile.kv_capacity_tokens() == pytest.approx(tokens, rel=0.1)
     assert profile.kv_blocks() == profile.kv_capacity_tokens() // 16
     assert profile.kv_blocks(block_tokens=32) == profile.kv_capacity_tokens() // 32
+
+
+def test_kv_capacity_of_a_server() -> None:
+    """As vLLM 0.22 says on an H200 SXM (the log of a server of published.json): 93.59 calls of
+    9,472 tokens, each 592 blocks of the whole context and 521 of the window and a step's tokens.
+    """
+    log_blocks = 93.59 * (592 + 521)
+    assert load_profile(f"h200-sxm/{OSS}").kv_blocks() == pytest.approx(log_blocks, rel=0.005)
 
 
 def test_kv_capacity_by_hand() -> None:
@@ -131,8 +142,10 @@ def _steady(cost: Cost, point: Point, decodes: int) -> tuple[float, float]:
     """What a step takes on average: its decodes, and the prompts of the calls that follow others.
 
     A call leaves each output_tokens / decodes steps; the prompt that takes its place comes in
-    chunks of a step's budget. Where several leave in a step, so many prompts come together.
+    chunks of a step's budget. Where several leave in a step, so many prompts come together. Of
+    prompts a call sees the others' only: its own comes before its first token.
     """
+    others = 1.0 if point.at_a_time is None else 1.0 - 1.0 / point.at_a_time
     prompt_tokens = round(point.prompt_tokens)
     context_tokens = round(decodes * (prompt_tokens + point.output_tokens / 2))
     decode_s = cost.step_s(decodes, context_tokens, ())
@@ -142,7 +155,7 @@ def _steady(cost: Cost, point: Point, decodes: int) -> tuple[float, float]:
         n = min((STEP_TOKENS - decodes) // together, prompt_tokens - done)
         prompts_s += cost.step_s(decodes, context_tokens, [(n, done)] * together) - decode_s
         done += n
-    return decode_s, prompts_s / together * decodes / point.output_tokens
+    return decode_s, others * prompts_s / together * decodes / point.output_tokens
 
 
 def _between(cost: Cost, point: Point) -> tuple[float, float]:
@@ -168,17 +181,40 @@ def test_published_server_points(point: Point) -> None:
     if point.decode_step_s is not None:
         rest_s = point.step_s - point.decode_step_s
         assert point.decode_step_s == pytest.approx(decode_s, rel=profile.decode_error_frac)
-        assert rest_s == pytest.approx(prompts_s, rel=profile.prefill_error_frac)
+        scatter_s = 0.01 * point.step_s  # steps of decodes alone differ by more
+        assert rest_s == pytest.approx(prompts_s, rel=profile.prefill_error_frac, abs=scatter_s)
 
 
-def test_the_error_is_far_inside_its_bar_where_a_sweep_was_published() -> None:
-    """InferenceMAX on an H200: nothing was fitted to these."""
-    sweep = [point for point in POINTS if point.note.startswith("InferenceMAX")]
-    ratios = [p.step_s / sum(_between(load_profile(p.profile).cost(), p)) for p in sweep]
-    assert len(ratios) == 7
-    assert max(ratios) < 1.2
-    assert min(ratios) > 0.9
-    assert sum(abs(ratio - 1.0) for ratio in ratios) / len(ratios) < 0.08
+def test_every_card_and_model_was_looked_for() -> None:
+    """So many servers were found; of Qwen on an H200 none."""
+    found = Counter(point.profile for point in POINTS)
+    assert found == {f"h200-sxm/{OSS}": 20, f"h100-sxm/{OSS}": 7, f"h100-sxm/{QWEN}": 1}
+
+
+@pytest.mark.parametrize(
+    ("of", "points", "bounds"),
+    [
+        pytest.param("mantile", 7, (0.92, 0.99), id="vLLM 0.13 on an H200"),
+        pytest.param("gpustack", 5, (1.0, 1.26), id="vLLM 0.10.2 on an H100"),
+        pytest.param("vllm-project", 1, (1.0, 1.1), id="Qwen3-30B-A3B on an H100"),
+    ],
+)
+def test_servers_that_nothing_was_fitted_to(
+    of: str, points: int, bounds: tuple[float, float]
+) -> None:
+    them = [point for point in POINTS if f"/{of}/" in point.source and point.comparable]
+    ratios = [p.step_s / sum(_between(load_profile(p.profile).cost(), p)) for p in them]
+    assert len(ratios) == points
+    assert bounds[0] < min(ratios) <= max(ratios) < bounds[1]
+
+
+def test_prompts_take_what_they_take_in_a_server() -> None:
+    """A prompt alone, from its arrival to its first token (median of ten): the rest is HTTP, and
+    7,244 tokens to be made of text.
+    """
+    ttft_s = 0.3288
+    alone_s = load_profile(f"h200-sxm/{OSS}").cost().step_s(0, 0, [(7244, 0)])
+    assert 0.8 * ttft_s < alone_s < ttft_s
 
 
 def _mine() -> Profile:
