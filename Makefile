@@ -33,8 +33,8 @@ PROFILE = $(RUNS)/profile.json
 
 demo: $(READY) $(PROFILE)
 	rm -rf $(RUNS)/demo $(RUNS)/demo-light
-	$(REPLAY) --profile $(PROFILE) --load 4 --repeat 3 --out $(RUNS)/demo
-	$(REPLAY) --profile $(PROFILE) --load 0.5 --sessions 6 --repeat 3 --out $(RUNS)/demo-light
+	$(REPLAY) --profile $(PROFILE) --load 4 --repeat 4 --out $(RUNS)/demo
+	$(REPLAY) --profile $(PROFILE) --load 0.5 --sessions 6 --repeat 4 --out $(RUNS)/demo-light
 
 $(PROFILE): $(READY)
 	mkdir -p $(RUNS)
@@ -56,11 +56,13 @@ $(RUNS)/suite/both-%:  SIZE = --set tools.share=1 -- --num-gpu-blocks-override 3
 $(SUITE): LOAD = $(lastword $(subst -, ,$@))
 $(SUITE): $(READY) $(PROFILE)
 	rm -rf $@.part
-	$(REPLAY) --profile $(PROFILE) --load $(LOAD) --sessions $(SESSIONS_$(LOAD)) --repeat 5 \
+	$(REPLAY) --profile $(PROFILE) --load $(LOAD) --sessions $(SESSIONS_$(LOAD)) --repeat 6 \
 	  --policies fcfs,session_fcfs,continuum-dynamic,thunderagent,mars --out $@.part $(SIZE)
 	mv $@.part $@
 
-test: check $(COMPILED)/mars $(AGENTS)/.ready $(AIPERF)/.ready
+# Three environments, most of whose time is waiting for packages: at once.
+test:
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target check $(COMPILED)/mars $(AGENTS)/.ready $(AIPERF)/.ready
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 	command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; }
 	command -v faketime >/dev/null || { apt-get update -qq && apt-get install -y -qq faketime >/dev/null; }

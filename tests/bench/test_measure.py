@@ -159,6 +159,18 @@ def test_a_half_finished_repetition_is_left_out_and_said(folder: Path) -> None:
     assert summary.notes == ["repetition 1 is left out: not finished under mars"]
 
 
+def test_a_drift_that_is_in_the_ratios_is_said(
+    write_run: WriteRun, stories: Stories, tmp_path: Path
+) -> None:
+    three = {policy: (story, (1.0, 1.1, 1.2)) for policy, (story, _) in stories.items()}
+    run = write_run(tmp_path / "odd", three)
+    (note,) = measure(read_run(run)).notes
+    assert note == (
+        "2 of 3 repetitions went through the policies from the last to the first: not half of "
+        "them, so what the machine drifted meanwhile is in the ratios"
+    )
+
+
 def test_each_round_may_have_a_log_of_its_own(folder: Path) -> None:
     """As `replay` leaves it when it starts an engine for each round."""
     expected = measure(read_run(folder))

@@ -27,6 +27,7 @@ from mars.bench.forcing import Answer, Forcing, Recording
 from mars.bench.forcing import record as recorded
 from mars.bench.interleave import Plan, Watcher, drained, interleaved, start_alike, while_alive
 from mars.bench.repositories import Task
+from mars.bench.turns import in_turn
 from mars.clients.task import Done
 from mars.core.errors import ResultError
 from mars.core.ids import SessionId
@@ -105,8 +106,7 @@ async def bench_agents(options: AgentsOptions, watcher: Watcher) -> None:
     log = LogWriter(options.folder / "run.jsonl", _head(options))
 
     async def play(stack: Stack, policy: str, repeat: int) -> None:
-        order = options.runners if repeat % 2 == 0 else options.runners[::-1]
-        for runner in order:
+        for runner in in_turn(options.runners, repeat):
             await _Round(options, policy, runner, repeat, log, watcher).play(stack, recordings)
 
     try:

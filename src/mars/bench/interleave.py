@@ -1,8 +1,8 @@
 """Rounds of several policies, interleaved in one run, each policy on a real stack of its own.
 
-All engines are started alike and alive during the whole run; rounds go A B C, C B A, A B C ... (so
-that drift falls on everybody), one at a time: the others idle. `restart` starts an engine for each
-round instead, where several do not fit on one machine.
+All engines are started alike and alive during the whole run; rounds take turns (mars.bench.turns),
+so that drift falls on everybody, one at a time: the others idle. `restart` starts an engine for
+each round instead, where several do not fit on one machine.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import msgspec
 
 from mars.bench.drive import Agent
 from mars.bench.made_by import made_by
+from mars.bench.turns import in_turn
 from mars.config import Settings, as_dict
 from mars.core.errors import InputError, MarsError, PartDiedError
 from mars.core.ids import SessionId
@@ -75,8 +76,7 @@ async def interleaved(
         if not plan.restart:
             stacks = await _start_all(plan, alive, watcher)
         for repeat in range(plan.repeat):
-            order = plan.policies if repeat % 2 == 0 else plan.policies[::-1]
-            for policy in order:
+            for policy in in_turn(plan.policies, repeat):
                 async with _stack(plan, policy, repeat, stacks, watcher) as stack:
                     await play(stack, policy, repeat)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from mars.bench import record
 from mars.bench.rounds import Figures, Round, figures
+from mars.bench.turns import is_turned
 from mars.core import events as ev
 from mars.core.errors import InputError, ResultError
 from mars.stream.log import read_log
@@ -202,8 +203,18 @@ def measure(run: Run) -> Summary:
         sessions_per_round=base[0].sessions,
         policies=policies,
         ratios={p: _ratio(f.rounds, base) for p, f in policies.items() if p != reference},
-        notes=[*run.notes, *_lost_accounts(policies)],
+        notes=[*run.notes, *_one_sided(run.rounds[reference]), *_lost_accounts(policies)],
     )
+
+
+def _one_sided(rounds: Sequence[Round]) -> Iterator[str]:
+    """One repetition says for itself that it proves little."""
+    turned = sum(is_turned(one.repeat) for one in rounds)
+    if len(rounds) > 1 and 2 * turned != len(rounds):
+        yield (
+            f"{turned} of {len(rounds)} repetitions went through the policies from the last to the "
+            "first: not half of them, so what the machine drifted meanwhile is in the ratios"
+        )
 
 
 def _lost_accounts(policies: Mapping[str, Figures]) -> Iterator[str]:

@@ -5,7 +5,7 @@
                          of a run with an engine per round: RUN/<policy>-<repeat>.jsonl
 
 A *round* is one repetition of the whole workload under one policy. Rounds are interleaved
-(A B C, C B A); between two rounds of a policy its engine's prefix cache is emptied. An event of
+(mars.bench.turns); between two rounds of a policy its engine's prefix cache is emptied. An event of
 `<policy>.jsonl` belongs to the round of that policy whose [RoundStarted.at_s, RoundEnded.at_s]
 holds its `at_s`.
 """

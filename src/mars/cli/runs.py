@@ -1,18 +1,26 @@
 """Commands that play sessions on real engines, and read what a run has left."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from mars.cli.options import POSITIVE, fresh_folder, settings_options
 from mars.core.errors import InputError
 
+_REPEAT: Final = click.option(
+    "--repeat",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rounds of each; an even number keeps a drift of the machine out of the ratios.",
+)
+
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--policies", default="fcfs,session_fcfs,mars", show_default=True)
-@click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
+@_REPEAT
 @click.option("--agents", type=click.IntRange(min=1), help="Closed loop: so many open sessions.")
 @click.option("--load", type=POSITIVE, help="Closed loop: times the agents at the knee.")
 @click.option("--profile", help="With --load: what calls cost here (mars calibrate).")
@@ -47,7 +55,7 @@ def replay(**options: Any) -> None:
 @click.option("--policies", default="fcfs,session_fcfs,mars", show_default=True)
 @click.option("--agents", default=12, show_default=True, type=click.IntRange(min=1))
 @click.option("--tasks", type=click.IntRange(min=1), help="Default: one an agent.")
-@click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1))
+@_REPEAT
 @click.option("--seed", default=1, show_default=True, help="Of the repositories and trajectories.")
 @click.option("--tools", default="leased", show_default=True, help="Or own, or leased,own.")
 @click.option("--python", type=click.Path(path_type=Path), help="The agents' environment's.")
