@@ -24,7 +24,7 @@ from mars.compare.cells import Played, Run, check, play, runs
 from mars.compare.report import report_grid
 from mars.compare.row import Row
 from mars.compare.settings import known_policy, load_grid, load_workload
-from mars.compare.speed import PROFILE, RHO, measure_speed
+from mars.compare.speed import PROFILE, measure_speed
 from mars.compare.told import named
 from mars.config import load_settings
 from mars.core.errors import InputError, ResultError
@@ -269,11 +269,11 @@ class _Bar:
 def bench_simulator_command(policies: list[str], *, repeat: int) -> None:
     for name in policies:
         known_policy("--policies", name)
-    table = Table("policy", "sessions", "turns", "CPU s", "us a turn", "steps", "strides")
+    table = Table("policy", "rho", "sessions", "turns", "open", "CPU s", "us a turn", "strides")
     for of in measure_speed(policies, repeat=repeat):
         table.add_row(
-            of.policy, str(of.sessions), str(of.turns), f"{of.cpu_s:.2f}",
-            f"{of.per_turn_us:.0f}", str(of.steps), str(of.strides),
+            of.policy, str(of.rho), str(of.sessions), str(of.turns), f"{of.open_sessions:.0f}",
+            f"{of.cpu_s:.2f}", f"{of.per_turn_us:.0f}", str(of.strides),
         )  # fmt: skip
     code = "Python" if batcher.__file__.endswith(".py") else "compiled"
-    Console().print(f"{PROFILE}, rho {RHO}, median of {repeat}, on one core, {code}:", table)
+    Console().print(f"{PROFILE}, median of {repeat}, on one core, {code}:", table)
