@@ -1,7 +1,7 @@
 """What a gateway adds: the same load straight to an engine and through each gateway, in turns.
 
-A round plays every way once, direct twice, the next round in the opposite order; what is added is
-taken round by round, so that what else the machine does falls on all. `direct again` is the noise
+A round plays every way once, direct twice, in turn (mars.bench.turns); what is added is taken round
+by round, so that what else the machine does falls on all. `direct again` is the noise
 floor: what two ways that are one differ by.
 """
 
@@ -15,6 +15,7 @@ import msgspec
 import psutil
 
 from mars.bench.streams import Load, Seen, held_open, play
+from mars.bench.turns import in_turn
 from mars.core.errors import PartDiedError
 
 DIRECT: Final = "direct"
@@ -149,7 +150,7 @@ async def measure(
     """The first way is the direct one. Raises PartDiedError when a stream has no answer."""
     played: dict[str, list[Seen]] = {way.name: [] for way in ways}
     for number in range(rounds):
-        for way in ways if number % 2 == 0 else reversed(ways):
+        for way in in_turn(ways, number):
             tell(f"{case.name}: round {number + 1} of {rounds}, {way.name}")
             played[way.name].append(await _play(case.load, way))
             await asyncio.sleep(_SETTLE_S)

@@ -25,6 +25,7 @@ from rich.table import Table
 from mars.bench import burn
 from mars.bench.own_stack import offered, own_stack
 from mars.bench.points import Server, call, http_to_engine, random_prompt, stream
+from mars.bench.turns import in_turn
 from mars.bench.words import ratio
 from mars.tools.client import ToolClient
 from mars.tools.wire import RunRequest
@@ -120,7 +121,7 @@ async def _bench(
         }
         seen: dict[str, list[Seen]] = {condition: [] for condition in CONDITIONS}
         for number in range(rounds):
-            for condition in CONDITIONS if number % 2 == 0 else reversed(CONDITIONS):
+            for condition in in_turn(CONDITIONS, number):
                 async with loads[condition]():
                     seen[condition].append(await _look(through, past))
         return seen, health.controls

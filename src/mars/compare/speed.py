@@ -2,8 +2,8 @@
 
 Sessions like the simulator's first probe: a first prompt of 8,000 tokens (mean), 1,800 more a turn,
 answers of 350, tools of 6 s, on an H100 NVL with Qwen3-Coder-30B; load is the named rho. At rho 0.9
-their KV does not fit, so more and more are open the longer it goes on; at 0.5 it does, and a turn
-costs the same among 5,000 sessions as among 200.
+their KV does not fit, so more and more are open the longer it goes on; at 0.5 a policy that keeps
+it carries them, so that a turn among 5,000 sessions can be held against one among 200.
 """
 
 import gc
